@@ -1,0 +1,53 @@
+"""How the documentation is built: offline, with every warning an error."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from docs import api_reference
+
+project = "msvag_optax"
+author = "The msvag_optax authors"
+copyright = f"2026, {author}"  # noqa: A001, the name is Sphinx's
+version = release = metadata.version("msvag_optax")
+
+extensions = [
+    "myst_nb",  # pages in Markdown, and pages that are notebooks
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",  # no page needs a network to be readable
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"msvag_optax {release}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+nitpicky = True
+
+# A docstring's `name` is code, as in Markdown.
+default_role = "code"
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_attr_annotations = False
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+
+
+def setup(app: Sphinx) -> None:
+    """Writes the API reference before Sphinx looks for pages."""
+    jax.config.update("jax_platforms", "cpu")
+    api_reference.write(Path(app.srcdir) / "api")

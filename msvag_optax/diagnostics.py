@@ -1,0 +1,150 @@
+"""Diagnostics: how noisy the gradients are, read from the state of an optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msvag_optax import wrappers
+from msvag_optax.averages import RunningMomentsState, moments_in, running_moments
+from msvag_optax.formulas import Moments
+from msvag_optax.weighting import Weighting
+
+
+def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs:
+    """Remembers the moments of the gradients that pass, and passes them on.
+
+    At the head of a chain it makes the diagnostics of this module readable from the state of any
+    optimizer; `msvag`, `svag` and `variance_adapted` have moments of their own.
+
+    Args:
+      weighting: what the newest gradient counts, such as `exponential(0.99)`.
+
+    Returns:
+      A transformation that changes no update.
+
+    Raises:
+      TypeError: if `weighting` is no `Weighting`.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> tx = optax.chain(mo.watch_moments(mo.arithmetic()), optax.adam(0.1))
+    >>> params = jnp.zeros(2)
+    >>> state = tx.init(params)
+    >>> for gradient in ([3.0, 1.0], [5.0, 1.0]):
+    ...     updates, state = tx.update(jnp.asarray(gradient), state, params)
+    >>> print(optax.tree.get(state, "RunningMomentsState").mean)
+    [4. 1.]
+    """
+    moments = running_moments(weighting)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        _, state = moments.update(updates, state, params, **extra_args)
+        return updates, state
+
+    return wrappers.dependable(optax.GradientTransformationExtraArgs(moments.init, update))
+
+
+def signal_to_noise(state: optax.OptState) -> Any:
+    r"""The signal-to-noise ratio of each layer's gradient.
+
+    .. math::
+        \sqrt{\frac{\max(0, \sum_i (m_i^2 - \rho \hat s_i))}{\sum_i \hat s_i}}
+
+    over the elements :math:`i` of a leaf, where :math:`m` is the mean gradient, :math:`\hat s` the
+    variance of one gradient and :math:`\rho \hat s` that of the mean, which is what noise alone
+    adds to :math:`m^2`.
+
+    Args:
+      state: the state of an optimizer that keeps moments: `msvag`, `svag`, `variance_adapted`, or
+        any with `watch_moments` in its chain.
+
+    Returns:
+      A tree like the parameters' with a float for each leaf; infinite where there is no noise, 0
+      where no signal can be told from noise.
+
+    Raises:
+      ValueError: if the state keeps no moments, or moments in several places.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> tx = mo.msvag(0.1, beta=0.5)
+    >>> params = {"loud": jnp.zeros(2), "quiet": jnp.zeros(2)}
+    >>> state = tx.init(params)
+    >>> for sign in (1.0, -1.0, 1.0, -1.0):
+    ...     noise = jnp.asarray([sign, -sign])
+    ...     _, state = tx.update({"loud": 20 + noise, "quiet": noise}, state, params)
+    >>> {name: round(float(ratio), 1) for name, ratio in mo.signal_to_noise(state).items()}
+    {'loud': 16.6, 'quiet': 0.0}
+    """
+
+    def ratio(moments: Moments) -> jax.Array:
+        signal, noise = _signal_and_noise(moments)
+        return jnp.sqrt(signal / noise)
+
+    return jax.tree.map(ratio, _moments_of(state), is_leaf=_is_moments)
+
+
+def noise_scale(state: optax.OptState) -> jax.Array:
+    r"""The simple noise scale: how many gradients to average before their noise equals the signal.
+
+    .. math::
+        B = \frac{\sum_i \hat s_i}{\max(0, \sum_i (m_i^2 - \rho \hat s_i))}
+
+    over all elements :math:`i` of all leaves, with the symbols of `signal_to_noise`. In units of
+    the batch that one gradient was taken on: batches much smaller than :math:`B` times that waste
+    no data, much larger ones do.
+
+    Args:
+      state: the state of an optimizer that keeps moments, as for `signal_to_noise`.
+
+    Returns:
+      A float; infinite where no signal can be told from noise.
+
+    Raises:
+      ValueError: if the state keeps no moments, or moments in several places.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> tx = mo.svag(0.1, beta=0.999)
+    >>> state = tx.init(jnp.zeros(()))
+    >>> for gradient in 1000 * (1.0, 3.0):  # mean 2, variance 1
+    ...     _, state = tx.update(jnp.asarray(gradient), state)
+    >>> print(f"{mo.noise_scale(state):.2f}")
+    0.25
+
+    Source: McCandlish et al., *An Empirical Model of Large-Batch Training* (2018), equation 2.9.
+    """
+    leaves = jax.tree.leaves(_moments_of(state), is_leaf=_is_moments)
+    signals, noises = zip(*(_signal_and_noise(moments) for moments in leaves), strict=True)
+    return jnp.asarray(sum(noises)) / jnp.asarray(sum(signals))
+
+
+def _signal_and_noise(moments: Moments) -> tuple[jax.Array, jax.Array]:
+    square = jnp.square(jnp.abs(moments.mean))
+    signal = jnp.maximum(0, jnp.sum(square - moments.variance_of_mean))
+    return signal, jnp.sum(moments.variance)
+
+
+def _is_moments(node: Any) -> bool:
+    return isinstance(node, Moments)
+
+
+def _moments_of(state: optax.OptState) -> Any:
+    def is_found(node: Any) -> bool:
+        return isinstance(node, RunningMomentsState)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_found) if is_found(node)]
+    if len(found) != 1:
+        raise ValueError(
+            "`state` must keep the moments of the gradients in one place (see `watch_moments`), "
+            f"got a state that keeps them in {len(found)}."
+        )
+    return moments_in(found[0])

@@ -1,0 +1,387 @@
+"""Formulas: one equation each, on the arrays of one leaf, without state.
+
+A formula that `from_estimates` reads is given the gradient first, then each estimate under the name
+of its argument. Quantities of the gradient (`square`, `layer_square_norm`) are what averages
+remember. Squares and sums that would overflow stop at the largest float, so that a finite gradient
+never makes an infinite moment; an infinity or NaN in the gradient itself passes through, and is
+seen in the update.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from msvag_optax import _checks, paths
+
+
+class Moments(NamedTuple):
+    r"""What is known of a gradient's distribution from a weighted average of its past.
+
+    With weights :math:`w_i` of the observations :math:`g_i`, which sum to one:
+
+    Attributes:
+      mean: :math:`m = \sum_i w_i g_i`.
+      second_moment: :math:`v = \sum_i w_i |g_i|^2`.
+      variance: the unbiased variance of one gradient, :math:`(v - |m|^2) / (1 - \rho)` with
+        :math:`\rho = \sum_i w_i^2`; 0 as long as one observation holds all the weight.
+      variance_of_mean: the variance of `mean`, which is :math:`\rho` times `variance`.
+    """
+
+    mean: jax.Array
+    second_moment: jax.Array
+    variance: jax.Array
+    variance_of_mean: jax.Array
+
+
+def saturate(x: jax.Array) -> jax.Array:
+    """`x` with the largest float in place of positive infinity; NaN and complex `x` stay.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> print(mo.formulas.saturate(jnp.asarray([1.0, jnp.inf])))
+    [1.0000000e+00 3.4028235e+38]
+    """
+    return x if jnp.iscomplexobj(x) else jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
+def square(gradient: jax.Array) -> jax.Array:
+    r"""The elementwise square :math:`|g|^2`: what Adam's second moment averages.
+
+    Args:
+      gradient: the array :math:`g`, real or complex.
+
+    Returns:
+      A real, non-negative array of the same shape; a square that would overflow is the largest
+      float.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> print(mo.square(jnp.asarray([3.0, -4.0])))
+    [ 9. 16.]
+    >>> print(mo.square(jnp.asarray([3.0 + 4.0j])))
+    [25.]
+    """
+    return saturate(_absolute_square(gradient))
+
+
+def _absolute_square(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+def layer_square_norm(
+    *, stacked: Sequence[str] = ()
+) -> Callable[[jax.Array], jax.Array] | paths.PerLeaf:
+    r"""The squared norm of each layer: what NovoGrad's second moment averages.
+
+    .. math::
+        \|g\|^2 = \sum_i |g_i|^2
+
+    over all elements of the leaf :math:`g`, which is one layer; or, for a leaf whose leading axis
+    counts layers (as in models that scan over them), over the elements of each layer apart.
+
+    Args:
+      stacked: regular expressions, searched in the parameter's path; the parameters that match
+        hold one layer in each row of their leading axis.
+
+    Returns:
+      What `running_average` takes as `of`. Its values are real scalars of shape (), or of shape
+      (layers, 1, ..., 1) for a stacked leaf.
+
+    Raises:
+      TypeError: if `stacked` is no sequence of strings.
+      ValueError: if a pattern is no regular expression; when the average is initialized, if a
+        pattern is found in no parameter's path or the parameter it finds is a scalar.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> norms = mo.running_average(mo.arithmetic(), of=mo.layer_square_norm(stacked=["blocks"]))
+    >>> gradient = {"blocks": jnp.asarray([[3.0, 4.0], [0.0, 1.0]]), "head": jnp.ones((2, 2))}
+    >>> estimate, _ = norms.update(gradient, norms.init(gradient))
+    >>> print(estimate["blocks"].ravel(), estimate["head"])
+    [25.  1.] 4.0
+
+    Source: Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments* (2019),
+    algorithm 1.
+    """
+    _checks.check_patterns("stacked", stacked)
+    paths.check_patterns_compile("stacked", stacked)
+    if not stacked:
+        return Partial(_square_norm)
+
+    def norm_of(name: str, leaf: jax.Array) -> Partial:
+        if not paths.matches(stacked, name):
+            return Partial(_square_norm)
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"`stacked` matches {name!r}, a scalar without an axis of layers.")
+        return Partial(_square_norm_of_rows)
+
+    def resolve(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        paths.check_patterns_match("stacked", stacked, tree)
+        return paths.map_with_name(norm_of, tree)
+
+    return paths.PerLeaf(resolve)
+
+
+def _square_norm(gradient: jax.Array) -> jax.Array:
+    # The sum is what saturates: a minimum inside of it would keep XLA from fusing the two.
+    return saturate(jnp.sum(_absolute_square(gradient)))
+
+
+def _square_norm_of_rows(gradient: jax.Array) -> jax.Array:
+    axes = tuple(range(1, gradient.ndim))
+    return saturate(jnp.sum(_absolute_square(gradient), axis=axes, keepdims=True))
+
+
+def over_rms(
+    eps: jax.typing.ArrayLike, eps_root: jax.typing.ArrayLike = 0.0
+) -> Callable[..., jax.Array]:
+    r"""The gradient, or its mean, over the root of a second moment.
+
+    .. math::
+        u = \frac{m}{\sqrt{v + \bar\varepsilon} + \varepsilon}
+
+    where :math:`v` is the estimate named `second_moment`, :math:`m` the one named `mean` (the
+    gradient itself where there is none), :math:`\varepsilon` is `eps` and
+    :math:`\bar\varepsilon` is `eps_root`. The quotient is 0 where the denominator is: a gradient
+    too small to square is no reason to move.
+
+    Args:
+      eps: the number added to the root, at least 0.
+      eps_root: the number added under the root, at least 0.
+
+    Returns:
+      The formula `(gradient, second_moment, mean=None) -> update`, for `from_estimates`. The
+      second moment has the shape of the gradient or broadcasts to it.
+
+    Raises:
+      TypeError: if an argument is no real scalar.
+      ValueError: if an argument is negative or not finite.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> formula = mo.over_rms(1.0)
+    >>> print(formula(jnp.asarray([6.0, 0.0]), second_moment=jnp.asarray([4.0, 0.0])))
+    [2. 0.]
+    """
+    _checks.check_number("eps", eps)
+    _checks.check_number("eps_root", eps_root)
+    return Partial(_over_rms, eps=eps, eps_root=eps_root)
+
+
+def _over_rms(
+    gradient: jax.Array,
+    second_moment: jax.Array,
+    mean: jax.Array | None = None,
+    *,
+    eps: jax.typing.ArrayLike,
+    eps_root: jax.typing.ArrayLike,
+) -> jax.Array:
+    numerator = gradient if mean is None else mean
+    scale = jnp.sqrt(second_moment + eps_root) + eps
+    return jnp.where(scale == 0, 0, numerator / jnp.where(scale == 0, 1, scale))
+
+
+def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Array:
+    r"""The factor by which noise should shorten an estimate: 1 without noise, 0 without signal.
+
+    .. math::
+        \gamma = \frac{m^2}{m^2 + \sigma^2}
+
+    where :math:`m` is `mean` and :math:`\sigma^2` is `variance`. Of all factors, this one brings
+    :math:`\gamma \hat m` closest (in expected square) to the expectation of an estimate
+    :math:`\hat m` with mean :math:`m` and variance :math:`\sigma^2`.
+
+    Laws: :math:`0 \le \gamma \le 1`; scaling `mean` by c and `variance` by c² changes nothing; 0
+    where the mean is 0 (as the limit says wherever there is variance, and harmless where there is
+    none).
+
+    Args:
+      mean: an array, real or complex.
+      variance: the real variance of that mean (M-SVAG) or of one gradient (SVAG), not negative.
+
+    Returns:
+      A real array of the same shape.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> print(mo.variance_adaptation_factor(jnp.asarray([2.0, 2.0]), jnp.asarray([0.0, 12.0])))
+    [1.   0.25]
+
+    Source: Balles and Hennig, *Dissecting Adam* (2018), lemma 1 and equation 10.
+    """
+    magnitude = jnp.abs(mean)
+    safe = jnp.where(magnitude == 0, 1, magnitude)
+    # m / (m + v / m) squares nothing, and so neither overflows nor underflows where m² would.
+    return jnp.where(magnitude == 0, 0, safe / (safe + variance / safe))
+
+
+def adapted_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
+    r"""The mean, shortened by the noise of the mean: M-SVAG's direction.
+
+    .. math::
+        u = \frac{m^2}{m^2 + \rho \hat s} \, m
+
+    where :math:`m` is `moments.mean` and :math:`\rho \hat s` is `moments.variance_of_mean`.
+
+    Args:
+      gradient: not read; the moments have seen it.
+      moments: the estimates of one leaf.
+
+    Returns:
+      The direction, of the shape of the mean.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.adapted_mean(jnp.asarray(5.0), moments))  # 4 / (4 + 4) of 2
+    1.0
+
+    Source: Balles and Hennig, *Dissecting Adam* (2018), algorithm 1.
+    """
+    del gradient
+    return moments.mean * variance_adaptation_factor(moments.mean, moments.variance_of_mean)
+
+
+def adapted_gradient(gradient: jax.Array, moments: Moments) -> jax.Array:
+    r"""The gradient, shortened by its own noise: SVAG's direction.
+
+    .. math::
+        u = \frac{m^2}{m^2 + \hat s} \, g
+
+    where :math:`m` is `moments.mean`, :math:`\hat s` is `moments.variance` and :math:`g` is
+    `gradient`.
+
+    Args:
+      gradient: the newest gradient.
+      moments: the estimates of one leaf.
+
+    Returns:
+      The direction, of the shape of the gradient.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.adapted_gradient(jnp.asarray(8.0), moments))  # 4 / (4 + 12) of 8
+    2.0
+
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.2.
+    """
+    return gradient * variance_adaptation_factor(moments.mean, moments.variance)
+
+
+def adapted_direction(gradient: jax.Array, direction: jax.Array, moments: Moments) -> jax.Array:
+    """Any direction, shortened by the noise of one gradient.
+
+    Args:
+      gradient: not read.
+      direction: the estimate to shorten, such as a momentum or a sign.
+      moments: the estimates of one leaf.
+
+    Returns:
+      The direction times `variance_adaptation_factor(moments.mean, moments.variance)`.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.adapted_direction(jnp.asarray(8.0), jnp.asarray(1.0), moments))
+    0.25
+    """
+    del gradient
+    return direction * variance_adaptation_factor(moments.mean, moments.variance)
+
+
+def adapted_direction_of_mean(
+    gradient: jax.Array, direction: jax.Array, moments: Moments
+) -> jax.Array:
+    """Any direction, shortened by the noise of the mean gradient.
+
+    Args:
+      gradient: not read.
+      direction: the estimate to shorten, such as a momentum or the sign of one.
+      moments: the estimates of one leaf.
+
+    Returns:
+      The direction times `variance_adaptation_factor(moments.mean, moments.variance_of_mean)`.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.adapted_direction_of_mean(jnp.asarray(8.0), jnp.asarray(1.0), moments))
+    0.5
+    """
+    del gradient
+    return direction * variance_adaptation_factor(moments.mean, moments.variance_of_mean)
+
+
+def mean_of(gradient: jax.Array, moments: Moments) -> jax.Array:
+    """The mean gradient: the direction of SGD with momentum.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (-2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.mean_of(jnp.asarray(8.0), moments))
+    -2.0
+
+    Args:
+      gradient: not read.
+      moments: the estimates of one leaf.
+
+    Returns:
+      `moments.mean`.
+    """
+    del gradient
+    return moments.mean
+
+
+def sign_of_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
+    """The sign of the mean gradient: the direction of M-SSD, stochastic sign descent.
+
+    Args:
+      gradient: not read.
+      moments: the estimates of one leaf.
+
+    Returns:
+      -1, 0 or 1 (for complex means, the number of modulus 1 with the same angle).
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (-2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.sign_of_mean(jnp.asarray(8.0), moments))
+    -1.0
+    """
+    del gradient
+    magnitude = jnp.abs(moments.mean)
+    # Not jnp.sign, which makes a finite step of an infinite mean.
+    return jnp.where(magnitude == 0, 0, moments.mean / jnp.where(magnitude == 0, 1, magnitude))
+
+
+def mean_over_rms(gradient: jax.Array, moments: Moments) -> jax.Array:
+    r"""The mean over the root mean square: the direction of Adam with :math:`\beta_1 = \beta_2`.
+
+    .. math::
+        u = \frac{m}{\sqrt{v}} = \mathrm{sign}(m) \sqrt{\frac{m^2}{m^2 + \sigma^2}}
+
+    where :math:`m` is `moments.mean` and :math:`v` is `moments.second_moment`: a sign, shortened by
+    the noise.
+
+    Args:
+      gradient: not read.
+      moments: the estimates of one leaf.
+
+    Returns:
+      The direction, 0 where the second moment is 0.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> moments = mo.Moments(*map(jnp.asarray, (-2.0, 16.0, 12.0, 4.0)))
+    >>> print(mo.mean_over_rms(jnp.asarray(8.0), moments))
+    -0.5
+
+    Source: Balles and Hennig, *Dissecting Adam* (2018), equation 2.
+    """
+    return _over_rms(gradient, moments.second_moment, moments.mean, eps=0.0, eps_root=0.0)

@@ -1,0 +1,114 @@
+"""NovoGrad: each layer's gradient over its norm, then momentum."""
+
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from msvag_optax import _checks, wrappers
+from msvag_optax.averages import running_average, running_max
+from msvag_optax.combining import from_estimates
+from msvag_optax.formulas import layer_square_norm, over_rms
+from msvag_optax.optimizers._named import (
+    decoupled_weight_decay,
+    named_optimizer,
+    scale_by_learning_rate,
+)
+from msvag_optax.weighting import exponential_from_first
+
+
+def novograd(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-7,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    *,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    stacked: Sequence[str] = (),
+    exclude_from_weight_decay: Sequence[str] = (),
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""NovoGrad: momentum of gradients that are normalized layer by layer.
+
+    .. math::
+        v_1 &= \|g_1\|^2, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) \|g_t\|^2 \\
+        m_t &= \beta_1 m_{t-1} + \frac{g_t}{\sqrt{v_t + \bar\varepsilon} + \varepsilon}
+               + \lambda p_{t-1}, \qquad m_0 = 0 \\
+        p_t &= p_{t-1} - \eta \, m_t
+
+    where :math:`g_t` is the gradient of one layer, a leaf of the tree, :math:`\eta` is
+    `learning_rate`, :math:`\beta_1` is `b1`, :math:`\beta_2` is `b2`, :math:`\varepsilon` is `eps`,
+    :math:`\bar\varepsilon` is `eps_root` and :math:`\lambda` is `weight_decay`. One number a layer
+    takes the place of Adam's second moment: half of its state. With `grad_averaging` the momentum
+    is a mean, :math:`m_1 = x_1` and :math:`m_t = \beta_1 m_{t-1} + (1 - \beta_1) x_t`, where
+    :math:`x_t` is what is added above; with `amsgrad`, :math:`v_t` is replaced by the largest
+    :math:`v` so far.
+
+    A layer whose *first* gradient is zero (a LoRA matrix, an unused embedding) starts from
+    :math:`v_1 = 0`, and its next step is :math:`1 / \sqrt{1 - \beta_2}` times too long, in all
+    references. `running_average(..., of=layer_square_norm(), count_nonzero=True)` is the cure, in a
+    chain of one's own.
+
+    Args:
+      learning_rate: the rate, a finite number of at least 0, or a schedule of it.
+      b1: the decay of the momentum, in [0, 1).
+      b2: the decay of the squared norms, in [0, 1).
+      eps: the number added to the root, at least 0.
+      weight_decay: the rate of decay, which joins the momentum; a number or a schedule.
+      grad_averaging: whether the momentum is a mean rather than a sum.
+      amsgrad: whether to normalize by the largest mean norm so far.
+      eps_root: the number added under the root, at least 0.
+      stacked: regular expressions of the parameters whose leading axis counts layers (as in models
+        that scan over them), so that each layer keeps a norm of its own.
+      exclude_from_weight_decay: regular expressions, searched in paths such as
+        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
+        float32.
+      nu_dtype: the dtype in which the squared norms are kept, likewise.
+
+    Returns:
+      The optimizer. Its state has the norms under `second_moment`, a float a layer, and the
+      momentum under `momentum`, a float a parameter.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of its range; in `init`, if a pattern is found in no
+        parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> tx = mo.novograd(0.1)
+    >>> params = {"first": jnp.zeros(2), "second": jnp.zeros(2)}
+    >>> gradients = {"first": jnp.asarray([3.0, 4.0]), "second": jnp.asarray([0.0, 1e-3])}
+    >>> updates, state = tx.update(gradients, tx.init(params), params)
+    >>> print(updates["first"].round(4), updates["second"].round(4))  # both as long as the rate
+    [-0.06 -0.08] [-0.  -0.1]
+
+    Source: Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments for
+    Training of Deep Networks* (2019), algorithm 1, as tensorflow-addons has it (where the learning
+    rate sits inside of the momentum, which makes a difference only if it is scheduled). OpenSeq2Seq
+    puts :math:`\varepsilon` under the root, averages from the first step on and starts over where
+    :math:`v = 0`.
+    """
+    _checks.check_decays(b1=b1, b2=b2)
+    _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    _checks.check_flags(grad_averaging=grad_averaging, amsgrad=amsgrad)
+    second_moment = running_average(
+        exponential_from_first(b2), of=layer_square_norm(stacked=stacked), dtype=nu_dtype
+    )
+    if amsgrad:
+        second_moment = running_max(second_moment, dtype=nu_dtype)
+    if grad_averaging:
+        momentum = running_average(exponential_from_first(b1), dtype=mu_dtype)
+    else:
+        momentum = wrappers.kept_in(optax.trace(b1), mu_dtype)
+    return named_optimizer(
+        direction=from_estimates(over_rms(eps, eps_root), second_moment=second_moment),
+        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
+        momentum=momentum,
+        scale=scale_by_learning_rate(learning_rate),
+    )

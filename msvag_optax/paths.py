@@ -1,0 +1,108 @@
+"""One spelling of a parameter's path for every framework, and rules that search it.
+
+`encoder/layer_0/LayerNorm/scale` names a parameter in plain dicts, Flax Linen, Flax NNX, Haiku and
+Equinox alike: the boxes that NNX and Linen put round an array, and the `~` with which Haiku marks
+modules made in a constructor, are left out.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+
+class PerLeaf(NamedTuple):
+    """A function of one array that is chosen for each parameter by its place in the tree.
+
+    Attributes:
+      resolve: maps a tree to a tree of the same structure with a function at each leaf.
+    """
+
+    resolve: Callable[[Any], Any]
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """The name of a parameter from its key path in a tree.
+
+    Args:
+      path: keys as `jax.tree_util.tree_flatten_with_path` gives them.
+
+    Returns:
+      The keys joined by `/`. The bare array that is a whole tree has the empty name.
+
+    >>> import jax
+    >>> import msvag_optax as mo
+    >>> params = {"encoder/~/linear": {"w": 1.0}, "heads": [2.0, 3.0]}
+    >>> paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    >>> [mo.path_name(path) for path, _ in paths]
+    ['encoder/linear/w', 'heads/0', 'heads/1']
+    """
+    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]  # the box of flax.nnx.Param and flax.linen.Partitioned
+    parts = "/".join(_key_name(key) for key in path).split("/")
+    return "/".join(part for part in parts if part != "~")
+
+
+def _key_name(key: Any) -> str:
+    match key:
+        case DictKey() | FlattenedIndexKey():
+            return str(key.key)
+        case SequenceKey():
+            return str(key.idx)
+        case GetAttrKey():
+            return key.name
+        case _:
+            return str(key)
+
+
+def map_with_name(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """`jax.tree.map` whose `function` is given each leaf's name, then the leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), tree
+    )
+
+
+def _is_hole(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _names(tree: Any) -> list[str]:
+    """All names of a tree; `None` and `MaskedNode` stand for a parameter and have one too."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole)
+    return [path_name(path) for path, _ in paths]
+
+
+def matches(patterns: Sequence[str], name: str) -> bool:
+    """Whether any of the regular expressions is found in `name` (`re.search`)."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def check_patterns_compile(argument: str, patterns: Sequence[str]) -> None:
+    """Raises ValueError, naming `argument`, unless all patterns are regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"`{argument}` must hold regular expressions, got {pattern!r}: {error}."
+            ) from None
+
+
+def check_patterns_match(argument: str, patterns: Sequence[str], tree: Any) -> None:
+    """Raises ValueError if a pattern is found in no name of `tree`, and lists the names.
+
+    An empty tree is no mistake of a pattern's: there is nothing that it could have matched.
+    """
+    names = _names(tree)
+    if not names:
+        return
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            listed = ", ".join(repr(name) for name in names)
+            raise ValueError(
+                f"`{argument}` has the pattern {pattern!r}, which is found in no parameter's path. "
+                f"The paths are: {listed}."
+            )

@@ -1,0 +1,216 @@
+r"""Weight decay: which parameters, and coupled to what.
+
+The decay of a parameter :math:`p` at rate :math:`\lambda` comes in four couplings, each a chain
+round a named optimizer (here `msvag`; any other serves), where :math:`u_t` is its direction:
+
+* to the learning rate, as AdamW has it, :math:`p \leftarrow p - \eta_t (u_t + \lambda p)`::
+
+      mo.msvag(learning_rate, weight_decay=decay)
+
+* to the schedule alone, as Loshchilov and Hutter wrote it,
+  :math:`p \leftarrow p - s_t (\alpha u_t + \lambda p)`::
+
+      optax.chain(
+          mo.msvag(alpha), mo.subtract_decayed_weights(decay), optax.scale_by_schedule(schedule)
+      )
+
+* to nothing, :math:`p \leftarrow p - \eta_t u_t - \lambda p`::
+
+      optax.chain(mo.msvag(learning_rate), mo.subtract_decayed_weights(decay))
+
+* to the gradient, which is L2 regularization, :math:`g_t \leftarrow g_t + \lambda p`::
+
+      optax.chain(mo.add_decayed_weights(decay), mo.msvag(learning_rate))
+
+All take a number or a schedule, and regular expressions of the parameters that do not decay.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from msvag_optax import _checks, paths, wrappers
+
+
+def weight_decay_mask(
+    exclude: Sequence[str], *, argument: str = "exclude", strict: bool = True
+) -> Callable[[Any], Any]:
+    """The mask of what decays: every parameter in whose path no pattern is found.
+
+    Args:
+      exclude: regular expressions, searched (`re.search`) in paths such as
+        `encoder/layer_0/LayerNorm/scale`, spelled alike for every framework.
+      argument: how an error names `exclude`.
+      strict: whether a pattern that is found in no path is an error.
+
+    Returns:
+      A function from a tree to a tree of bools, as optax's `mask` arguments take it.
+
+    Raises:
+      TypeError: if `exclude` is no sequence of strings.
+      ValueError: if a pattern is no regular expression; from the mask, if a pattern is found in no
+        path of the tree (where `strict`).
+
+    >>> import msvag_optax as mo
+    >>> params = {"dense": {"kernel": 1.0, "bias": 2.0}, "norm": {"scale": 3.0}}
+    >>> mo.weight_decay_mask(["bias$", "^norm/"])(params)
+    {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
+    """
+    _checks.check_patterns(argument, exclude)
+    paths.check_patterns_compile(argument, exclude)
+
+    def mask(tree: Any) -> Any:
+        if strict:
+            paths.check_patterns_match(argument, exclude, tree)
+        return paths.map_with_name(lambda name, _: not paths.matches(exclude, name), tree)
+
+    return mask
+
+
+def add_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+    exclude: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds decayed weights to the updates.
+
+    .. math::
+        u_t \leftarrow u_t + \lambda_t \, p_t
+
+    where :math:`\lambda_t` is `weight_decay` and :math:`p_t` the parameter. Before a named
+    optimizer it is L2 regularization; inside of a chain, before the learning rate, it is AdamW's
+    decoupled decay.
+
+    Args:
+      weight_decay: the rate, a finite number of at least 0, or a schedule of it.
+      exclude: regular expressions; a parameter in whose path one is found does not decay.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if the rate is negative or not finite, or a pattern is no regular expression; in
+        `init`, if a pattern is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> params = {"kernel": jnp.asarray([10.0]), "bias": jnp.asarray([10.0])}
+    >>> tx = mo.add_decayed_weights(0.5, exclude=["bias"])
+    >>> gradients = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    >>> updates, _ = tx.update(gradients, tx.init(params), params)
+    >>> print(updates["kernel"], updates["bias"])
+    [6.] [1.]
+
+    Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), algorithm 2.
+    """
+    _checks.check_number("weight_decay", weight_decay, schedule=True)
+    return wrappers.dependable(decayed_weights(weight_decay, exclude))
+
+
+def subtract_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+    exclude: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Subtracts decayed weights from the updates: decay that no learning rate scales.
+
+    .. math::
+        u_t \leftarrow u_t - \lambda_t \, p_t
+
+    where :math:`\lambda_t` is `weight_decay` and :math:`p_t` the parameter. After a named
+    optimizer, whose updates are ready to be added to the parameters, each step multiplies them by
+    :math:`1 - \lambda_t`.
+
+    Args:
+      weight_decay: the rate, a finite number of at least 0, or a schedule of it.
+      exclude: regular expressions; a parameter in whose path one is found does not decay.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if the rate is negative or not finite, or a pattern is no regular expression; in
+        `init`, if a pattern is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> tx = optax.chain(optax.sgd(0.0), mo.subtract_decayed_weights(0.1))
+    >>> params = jnp.asarray(10.0)
+    >>> update, _ = tx.update(jnp.asarray(5.0), tx.init(params), params)
+    >>> print(optax.apply_updates(params, update))
+    9.0
+
+    Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), section 2.
+    """
+    _checks.check_number("weight_decay", weight_decay, schedule=True)
+    subtracted = optax.chain(
+        optax.scale(-1.0), decayed_weights(weight_decay, exclude), optax.scale(-1.0)
+    )
+    return wrappers.dependable(subtracted)
+
+
+def decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+    exclude: Sequence[str] = (),
+    *,
+    argument: str = "exclude",
+    strict: bool = True,
+) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights` with `weight_decay_mask`; a plain zero needs no parameters."""
+    mask = weight_decay_mask(exclude, argument=argument, strict=strict)
+    if _checks.is_concrete(weight_decay) and weight_decay == 0:
+        link = optax.identity()
+    else:
+        link = optax.add_decayed_weights(weight_decay)
+    return optax.masked(link, mask) if exclude else link
+
+
+def weight_decay_report(
+    params: optax.Params, exclude: Sequence[str] = (), *, file: TextIO | None = None
+) -> None:
+    """Prints which parameters decay, and how many elements that is.
+
+    Args:
+      params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
+      exclude: regular expressions; a parameter in whose path one is found does not decay.
+      file: where to print; None is the standard output.
+
+    Raises:
+      TypeError: if `exclude` is no sequence of strings.
+      ValueError: if a pattern is no regular expression, or is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> params = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    >>> mo.weight_decay_report(params, exclude=["bias"])
+    parameter     elements  weight decay
+    dense/bias           3  no
+    dense/kernel        12  yes
+    12 of 15 elements decay, in 1 of 2 parameters.
+    """
+    decays = jax.tree.leaves(weight_decay_mask(exclude)(params))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    rows = [
+        (paths.path_name(path), int(np.prod(jnp.shape(leaf), dtype=np.int64)), decay)
+        for (path, leaf), decay in zip(leaves, decays, strict=True)
+    ]
+    heading = ("parameter", "elements", "weight decay")
+    width = max(len(name) for name in (heading[0], *(name for name, _, _ in rows)))
+    digits = max(len(heading[1]), *(len(str(size)) for _, size, _ in rows), 0)
+    lines = [f"{heading[0]:<{width}}  {heading[1]:>{digits}}  {heading[2]}"]
+    lines += [
+        f"{name:<{width}}  {size:>{digits}}  {'yes' if decay else 'no'}"
+        for name, size, decay in rows
+    ]
+    decaying = [size for _, size, decay in rows if decay]
+    lines.append(
+        f"{sum(decaying)} of {sum(size for _, size, _ in rows)} elements decay, "
+        f"in {len(decaying)} of {len(rows)} parameters."
+    )
+    print("\n".join(lines), file=file or sys.stdout)

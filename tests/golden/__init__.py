@@ -1,0 +1,1 @@
+"""Trajectories computed by the reference packages, and how this library reproduces each."""

@@ -1,0 +1,202 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import msvag_optax as mo
+from tests import oracle
+from tests.support import float64
+
+
+def run(estimator, observations):
+    state = estimator.init(jax.tree.map(lambda x: jnp.zeros_like(x[0]), observations))
+    estimates = []
+    steps = jax.tree.leaves(observations)[0].shape[0]
+    for step in range(steps):
+        estimate, state = estimator.update(
+            jax.tree.map(lambda x, i=step: x[i], observations), state
+        )
+        estimates.append(estimate)
+    return estimates, state
+
+
+@pytest.fixture
+def observations():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((12, 5)))
+
+
+def test_average_of_a_quantity(observations):
+    estimates, _ = run(mo.running_average(mo.arithmetic(), of=jnp.abs), observations)
+    np.testing.assert_allclose(estimates[-1], np.abs(observations).mean(0), rtol=1e-6)
+
+
+def test_counting_nonzero_entries_only():
+    observations = jnp.asarray([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0], [5.0, 4.0, 0.0]])
+    estimator = mo.running_average(mo.arithmetic(), of=mo.square, count_nonzero=True)
+    estimates, state = run(estimator, observations)
+    np.testing.assert_allclose(estimates[-1], [17.0, 10.0, 0.0])
+    np.testing.assert_array_equal(state.observations, [2, 2, 0])
+
+
+def test_a_gradient_too_small_to_square_is_counted():
+    estimator = mo.running_average(mo.arithmetic(), of=mo.square, count_nonzero=True)
+    _, state = run(estimator, jnp.asarray([[1e-30], [2.0]]))
+    np.testing.assert_array_equal(state.observations, [2])
+    np.testing.assert_allclose(state.average, [2.0])
+
+
+def test_counting_nonzero_layers_is_the_cure_for_a_zero_start():
+    """NovoGrad's norm after a zero first gradient: the first nonzero norm counts in full."""
+    observations = jnp.asarray([[0.0, 0.0], [3.0, 4.0]])
+    weighting = mo.exponential_from_first(0.999)
+    cured, state = run(
+        mo.running_average(weighting, of=mo.layer_square_norm(), count_nonzero=True), observations
+    )
+    plain, _ = run(mo.running_average(weighting, of=mo.layer_square_norm()), observations)
+    np.testing.assert_allclose(cured[-1], 25.0)
+    np.testing.assert_allclose(plain[-1], 0.025, rtol=1e-6)
+    assert state.observations.shape == ()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2, 0.9])
+def test_count_nonzero_with_an_exponential_weighting(decay):
+    observations = np.asarray([0.0, 1.0, 0.0, 4.0, 2.0])
+    estimator = mo.running_average(mo.exponential(decay), count_nonzero=True)
+    estimates, _ = run(estimator, jnp.asarray(observations)[:, None])
+    seen = observations[observations != 0]
+    expected = oracle.exponential_weights(decay, 3) @ seen if decay else 2.0
+    np.testing.assert_allclose(estimates[-1], [expected], rtol=1e-6)
+
+
+def test_averaged_momentum_in_a_chain_is_optax_ema(observations):
+    ours, _ = run(mo.running_average(mo.exponential(0.9)), observations)
+    reference, _ = run(optax.ema(0.9), observations)
+    np.testing.assert_allclose(ours[-1], reference[-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "newest"),
+    [
+        (mo.arithmetic(), lambda t: 1 / t),
+        (mo.exponential(0.7), lambda t: 0.3 / (1 - 0.7**t)),
+        (mo.exponential_from_first(0.7), lambda t: np.where(t == 1, 1.0, 0.3)),
+    ],
+    ids=["arithmetic", "exponential", "exponential_from_first"],
+)
+def test_moments_against_their_definition(observations, weighting, newest):
+    with float64():
+        wide = jnp.asarray(np.asarray(observations), jnp.float64)
+        estimates, state = run(mo.running_moments(weighting), wide)
+        for count in range(1, len(wide) + 1):
+            weights = oracle.weights_of(newest(np.arange(1, count + 1)))
+            expected = oracle.moments(np.asarray(wide[:count]), weights)
+            for ours, exact in zip(estimates[count - 1], expected, strict=True):
+                np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(state.sum_of_squared_weights, np.sum(weights**2), rtol=1e-14)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.999])
+def test_sum_of_squared_weights_is_the_papers(beta):
+    with float64():
+        estimator = mo.running_moments(mo.exponential(beta))
+        _, state = run(estimator, jnp.ones((30, 1)))
+        paper = (1 - beta) * (1 + beta**30) / ((1 + beta) * (1 - beta**30))
+        np.testing.assert_allclose(state.sum_of_squared_weights, paper, rtol=1e-12)
+
+
+def test_arithmetic_moments_are_the_sample_variance(observations):
+    estimates, _ = run(mo.running_moments(mo.arithmetic()), observations)
+    np.testing.assert_allclose(estimates[-1].variance, np.var(observations, axis=0, ddof=1), 1e-5)
+    np.testing.assert_allclose(
+        estimates[-1].variance_of_mean, np.var(observations, axis=0, ddof=1) / 12, rtol=1e-5
+    )
+
+
+def test_first_moments_have_no_variance(observations):
+    estimates, _ = run(mo.running_moments(mo.exponential(0.9)), observations[:1])
+    np.testing.assert_array_equal(estimates[0].mean, observations[0])
+    np.testing.assert_array_equal(estimates[0].variance, jnp.zeros(5))
+    np.testing.assert_array_equal(estimates[0].variance_of_mean, jnp.zeros(5))
+
+
+def test_moments_can_be_read_from_the_state(observations):
+    estimates, state = run(mo.running_moments(mo.exponential(0.9)), observations)
+    for ours, given in zip(mo.moments_in(state), estimates[-1], strict=True):
+        np.testing.assert_allclose(ours, given, rtol=1e-5)
+
+
+def test_state_in_low_precision_is_asked_for(observations):
+    average = mo.running_average(mo.exponential(0.9), dtype=jnp.bfloat16)
+    estimates, state = run(average, observations)
+    assert state.average.dtype == jnp.bfloat16
+    assert estimates[-1].dtype == jnp.float32
+    moments = mo.running_moments(mo.exponential(0.9), nu_dtype=jnp.float16)
+    _, state = run(moments, observations)
+    assert (state.mean.dtype, state.biased_variance.dtype) == (jnp.float32, jnp.float16)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_gradients_lose_nothing(observations, dtype):
+    """Squares of float16 gradients, and sums of them, would overflow in float16."""
+    low = (300 * observations).astype(dtype)
+    wide = low.astype(jnp.float32)
+    for of in (mo.square, mo.layer_square_norm()):
+        ours, _ = run(mo.running_average(mo.arithmetic(), of=of), low)
+        exact, _ = run(mo.running_average(mo.arithmetic(), of=of), wide)
+        np.testing.assert_array_equal(ours[-1], exact[-1])
+
+
+def test_running_max_keeps_the_largest(observations):
+    newest = mo.running_average(mo.exponential(0.0), of=mo.square)
+    estimates, _ = run(mo.running_max(newest), observations)
+    np.testing.assert_allclose(estimates[-1], np.square(observations).max(0), rtol=1e-6)
+
+
+def test_running_max_of_norms_has_their_shape():
+    estimator = mo.running_max(mo.running_average(mo.arithmetic(), of=mo.layer_square_norm()))
+    estimates, state = run(estimator, jnp.ones((2, 3)))
+    assert state.maximum.shape == estimates[-1].shape == ()
+
+
+def test_bias_corrected_average_is_the_unbiased_one(observations):
+    corrected = mo.bias_corrected(mo.running_average(mo.exponential_from_zero(0.9)), 0.9)
+    ours, _ = run(corrected, observations)
+    unbiased, _ = run(mo.running_average(mo.exponential(0.9)), observations)
+    for a, b in zip(ours, unbiased, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_maximum_then_correction_is_not_correction_then_maximum():
+    observations = jnp.asarray([[10.0], [1.0], [1.0]])
+    raw = mo.running_average(mo.exponential_from_zero(0.5), of=mo.square)
+    late, _ = run(mo.bias_corrected(mo.running_max(raw), 0.5), observations)
+    early, _ = run(mo.running_max(mo.bias_corrected(raw, 0.5)), observations)
+    np.testing.assert_allclose(late[-1], [50 / 0.875], rtol=1e-6)
+    np.testing.assert_allclose(early[-1], [100.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("build", [mo.running_average, mo.running_moments])
+def test_weighting_must_be_one(build):
+    with pytest.raises(TypeError, match=r"`weighting` must be a Weighting such as.*got 0.9"):
+        build(0.9)
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="`of` must be a function of one array, or None, got 2"):
+        mo.running_average(mo.arithmetic(), of=2)
+    with pytest.raises(TypeError, match="`count_nonzero` must be True or False, got 1"):
+        mo.running_average(mo.arithmetic(), count_nonzero=1)
+    with pytest.raises(ValueError, match="`nu_dtype` must be None or a real floating-point dtype"):
+        mo.running_moments(mo.arithmetic(), nu_dtype=jnp.int32)
+    with pytest.raises(TypeError, match="`estimator` must be a GradientTransformation"):
+        mo.running_max(mo.square)
+    with pytest.raises(TypeError, match="`estimator` must be a GradientTransformation"):
+        mo.bias_corrected(mo.square, 0.9)
+
+
+def test_mismatched_shape_names_the_leaf():
+    estimator = mo.running_moments(mo.arithmetic())
+    state = estimator.init({"a": jnp.ones(3), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"update of .b. has shape \(1,\), .* shape \(3,\)"):
+        estimator.update({"a": jnp.ones(3), "b": jnp.ones(1)}, state)

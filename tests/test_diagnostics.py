@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import msvag_optax as mo
+
+
+def run(tx, gradients, params):
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for step in range(len(jax.tree.leaves(gradients)[0])):
+        gradient = jax.tree.map(lambda g, i=step: g[i], gradients)
+        updates, state = update(gradient, state, params)
+    return updates, state
+
+
+@pytest.fixture
+def gradients():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((400, 50))
+    return {"a": jnp.asarray(2.0 + noise), "b": jnp.asarray(0.5 + 3 * noise)}
+
+
+PARAMS = {"a": jnp.ones(50), "b": jnp.ones(50)}
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        mo.msvag(0.1, 0.99),
+        mo.svag(0.1, 0.99),
+        optax.chain(mo.variance_adapted(optax.trace(0.9), 0.99), optax.scale(-0.1)),
+        optax.chain(mo.watch_moments(mo.exponential(0.99)), optax.adam(0.1)),
+        optax.chain(mo.watch_moments(mo.arithmetic()), mo.novograd(0.1)),
+    ],
+    ids=["msvag", "svag", "variance_adapted", "adam", "novograd"],
+)
+def test_ratios_and_scale_are_the_samples(tx, gradients):
+    _, state = run(tx, gradients, PARAMS)
+    ratios = mo.signal_to_noise(state)
+    np.testing.assert_allclose(ratios["a"], 2.0, rtol=0.1)
+    np.testing.assert_allclose(ratios["b"], 0.5 / 3, rtol=0.2)
+    np.testing.assert_allclose(mo.noise_scale(state), (1 + 9) / (4 + 0.25), rtol=0.1)
+
+
+def test_noise_alone_has_no_signal():
+    """The mean of n gradients is not zero either: what noise adds to its square is taken off."""
+    noise = np.random.default_rng(1).standard_normal((100, 10_000))
+    tx = mo.watch_moments(mo.arithmetic())
+    _, state = run(tx, jnp.asarray(noise), jnp.ones(10_000))
+    assert mo.signal_to_noise(state) < 0.03
+
+
+def test_watching_changes_no_update(gradients):
+    watched = optax.chain(mo.watch_moments(mo.exponential(0.9)), optax.adam(0.1))
+    for a, b in zip(
+        jax.tree.leaves(run(watched, gradients, PARAMS)[0]),
+        jax.tree.leaves(run(optax.adam(0.1), gradients, PARAMS)[0]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_moments_must_be_in_one_place():
+    with pytest.raises(ValueError, match="got a state that keeps them in 0"):
+        mo.signal_to_noise(optax.adam(0.1).init(PARAMS))
+    twice = optax.chain(mo.watch_moments(mo.arithmetic()), mo.msvag(0.1)).init(PARAMS)
+    with pytest.raises(ValueError, match="got a state that keeps them in 2"):
+        mo.noise_scale(twice)
