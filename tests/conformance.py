@@ -466,7 +466,7 @@ def _sharded(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 def _spec(leaf: Any) -> tuple[Any, ...]:
     """Over which axes of the mesh each axis of a leaf is spread."""
-    spec = tuple(leaf.sharding.spec)
+    spec = tuple(getattr(leaf.sharding, "spec", ()))
     return spec + (None,) * (len(leaf.shape) - len(spec))
 
 
@@ -583,28 +583,32 @@ def check_injected_hyperparameters(row: Row) -> None:
         assert_same_types(injected.init(params), actual.state)
 
 
+def decreasing(count: Any) -> Any:
+    """A schedule."""
+    return RATE / (1 + count)
+
+
 def check_injected_schedule(row: Row) -> None:
-    injected = optax.inject_hyperparams(row.build)(learning_rate=lambda count: 0.1 / (1 + count))
-    state: Any = injected.init(PARAMS)
+    injected: Any = optax.inject_hyperparams(row.build)(learning_rate=decreasing)
+    state, alone = injected.init(PARAMS), row.build(RATE).init(PARAMS)
     assert_same_types(state, jax.eval_shape(injected.update, STREAM[0], state, PARAMS)[1])
-    alone = row.build(RATE).init(PARAMS)
     for i, gradient in enumerate(STREAM):
         updates, state = injected.update(gradient, state, PARAMS)
-        np.testing.assert_allclose(state.hyperparams["learning_rate"], 0.1 / (1 + i), rtol=1e-6)
-        desired, alone = row.build(0.1 / (1 + i)).update(gradient, alone, PARAMS)
+        np.testing.assert_allclose(state.hyperparams["learning_rate"], decreasing(i), rtol=1e-6)
+        desired, alone = row.build(decreasing(i)).update(gradient, alone, PARAMS)
         assert_close(updates, desired, ulps=64)
 
 
 def check_scheduled_learning_rate(row: Row) -> None:
     if not row.schedules:
         return
-    scheduled = row.build(lambda count: 0.1 / (1 + count))
+    scheduled = row.build(decreasing)
     state, alone = scheduled.init(PARAMS), row.build(RATE).init(PARAMS)
     for i, gradient in enumerate(STREAM):
         updates, new_state = scheduled.update(gradient, state, PARAMS)
         assert_same_types(state, new_state)
         state = new_state
-        desired, alone = row.build(0.1 / (1 + i)).update(gradient, alone, PARAMS)
+        desired, alone = row.build(decreasing(i)).update(gradient, alone, PARAMS)
         assert_close(updates, desired)
     if row.clock:
         assert optax.tree.get(state, "count") == STEPS
@@ -613,18 +617,14 @@ def check_scheduled_learning_rate(row: Row) -> None:
 def check_scheduled_weight_decay(row: Row) -> None:
     if "weight_decay" not in inspect.signature(row.build).parameters:
         return
-
-    def rate(count: Any) -> Any:
-        return 0.1 / (1 + count)
-
-    learning_rate = rate if row.schedules else RATE
-    scheduled = row.build(learning_rate, weight_decay=rate)
-    state, alone = scheduled.init(PARAMS), row.build(RATE, weight_decay=0.1).init(PARAMS)
+    rate = decreasing if row.schedules else lambda count: RATE
+    scheduled = row.build(rate if row.schedules else RATE, weight_decay=decreasing)
+    state, alone = scheduled.init(PARAMS), row.build(RATE, weight_decay=RATE).init(PARAMS)
     for i, gradient in enumerate(STREAM):
         updates, new_state = scheduled.update(gradient, state, PARAMS)
         assert_same_types(state, new_state)
         state = new_state
-        now = row.build(rate(i) if row.schedules else RATE, weight_decay=rate(i))
+        now = row.build(rate(i), weight_decay=decreasing(i))
         desired, alone = now.update(gradient, alone, PARAMS)
         assert_close(updates, desired)
     assert optax.tree.get(state, "count") == STEPS
@@ -686,11 +686,13 @@ def _mixed(tree: Any) -> Any:
 def _assert_dtypes(row: Row, params: Any, gradients: Any) -> None:
     tx = row.build(RATE)
     state = tx.init(params)
+    widest = jnp.result_type(*params.values())
     for name, leaf in leaves_by_name(state).items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            (param,) = [p.dtype for key, p in params.items() if f"'{key}'" in name] or [leaf.dtype]
-            least = jnp.finfo(jnp.promote_types(param, jnp.float32)).bits
-            assert jnp.finfo(leaf.dtype).bits >= least, f"{name}: {leaf.dtype} for {param}"
+            owns = [p.dtype for key, p in params.items() if f"'{key}'" in name]
+            least = jnp.promote_types((owns or [widest])[0], jnp.float32)
+            bits = jnp.finfo(leaf.dtype).bits, jnp.finfo(least).bits
+            assert bits[0] >= bits[1], f"{name}: {leaf.dtype} instead of {least}"
         else:
             assert leaf.dtype == jnp.int32, f"{name}: {leaf.dtype}"
     for _ in range(2):
@@ -915,6 +917,7 @@ SLOW_CHECKS = (
     check_multi_steps,
     check_sharded_by_the_compiler,
     check_sharded_explicitly,
+    check_vmap,
 )
 
 

@@ -183,6 +183,14 @@ def test_average_lies_among_its_observations(name, decays, observations):
     assert np.all(average >= np.minimum.accumulate(observations) - slack)
 
 
+@pytest.mark.parametrize("name", ["exponential", "exponential_from_first"])
+@given(observations=hnp.arrays(np.float32, (STEPS, STEPS), elements=extreme))
+def test_without_decay_the_average_is_the_newest_observation(name, observations):
+    average, moments, _ = averages(name)(np.zeros(STEPS, np.float32), observations)
+    np.testing.assert_array_equal(average, observations)
+    np.testing.assert_array_equal(moments.mean, observations)
+
+
 # The moments: what they are, and how they move with the gradients.
 
 
@@ -377,6 +385,23 @@ def test_largest_floats_make_finite_updates_and_states(row, gradients):
 
 
 @rows()
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_finite_gradients_of_low_precision_make_finite_updates_and_states(row, dtype):
+    finfo = jnp.finfo(dtype)
+    values = [0.0, finfo.max, -finfo.max, finfo.tiny, 1.0]
+    params = conformance.cast(PARAMS, dtype)
+    narrow = {"mu_dtype": dtype, "nu_dtype": dtype} if row in WITH_DTYPES else {}
+    tx = row.build(100.0, **narrow)
+    state = tx.init(params)
+    for step in range(3):
+        stacked = stream_of(values, seed=step)
+        gradient = {name: jnp.asarray(g[step], dtype) for name, g in stacked.items()}
+        updates, state = tx.update(gradient, state, params)
+        if row.name not in BOUNDED_ONLY:
+            assert all_finite(conformance.cast((updates, state), jnp.float32))
+
+
+@rows()
 @given(
     gradients=streams(moderate),
     bad=st.sampled_from([np.nan, np.inf, -np.inf]),
@@ -559,6 +584,8 @@ DTYPE = Kind(
 PATTERNS = Kind(
     "regular expressions", (["("], ("a", "*")), ("bias", None, 3, [3], [None], {"a": 1}, [b"x"])
 )
+WEIGHTING = Kind("must be a Weighting", (), (0.9, None, mo.exponential, lambda count: 1.0))
+ESTIMATOR = Kind("must be a GradientTransformation", (), (0.9, None, mo.arithmetic(), optax.trace))
 LEAST_ONE = Kind("must be an integer >= 1", (0, -1), (None, True, 1.0, "1", np.ones(2), 1j))
 LEAST_ZERO = Kind("must be an integer >= 0", (-1, -5), (None, True, 1.0, "1", np.ones(2), 1j))
 
@@ -596,14 +623,20 @@ ARGUMENTS: dict[Any, dict[str, Kind]] = {
     | {"grad_averaging": FLAG, "amsgrad": FLAG, "eps_root": NUMBER, "stacked": PATTERNS}
     | _SHARED,
     mo.svag: {"learning_rate": SCHEDULE, "beta": DECAY} | _SHARED,
-    mo.variance_adapted: {"beta": DECAY, "of_mean": FLAG, "mu_dtype": DTYPE, "nu_dtype": DTYPE},
+    mo.variance_adapted: {
+        "direction": ESTIMATOR,
+        "beta": DECAY,
+        "of_mean": FLAG,
+        "mu_dtype": DTYPE,
+        "nu_dtype": DTYPE,
+    },
     mo.exponential: {"decay": DECAY},
     mo.exponential_from_zero: {"decay": DECAY},
     mo.exponential_from_first: {"decay": DECAY},
-    mo.bias_corrected: {"decay": DECAY},
-    mo.running_average: {"count_nonzero": FLAG, "dtype": DTYPE},
-    mo.running_moments: {"mu_dtype": DTYPE, "nu_dtype": DTYPE},
-    mo.running_max: {"dtype": DTYPE},
+    mo.bias_corrected: {"estimator": ESTIMATOR, "decay": DECAY},
+    mo.running_average: {"weighting": WEIGHTING, "count_nonzero": FLAG, "dtype": DTYPE},
+    mo.running_moments: {"weighting": WEIGHTING, "mu_dtype": DTYPE, "nu_dtype": DTYPE},
+    mo.running_max: {"estimator": ESTIMATOR, "dtype": DTYPE},
     mo.over_rms: {"eps": NUMBER, "eps_root": NUMBER},
     mo.layer_square_norm: {"stacked": PATTERNS},
     mo.warmup_linear_decay_schedule: {
@@ -683,6 +716,8 @@ def test_right_arguments_are_welcome_in_every_form(function, argument, kind):
             right = [True, False]
     elif kind is PATTERNS:
         right = [(), ["bias$"], ("a|b", "c")]
+    elif kind is WEIGHTING or kind is ESTIMATOR:
+        right = [GIVEN[argument]]
     elif kind is LEAST_ONE or kind is LEAST_ZERO:
         right = [1, 7, np.int64(7), jnp.int32(7)]
     elif kind is not DTYPE:

@@ -165,11 +165,16 @@ def test_lazy_rows_are_rows_of_their_own(name):
     params = jnp.ones((2, 3))
     state = lazy.init(params)
     for gradient in jnp.asarray(gradients):
-        before = params
+        before, before_state = params, state
         updates, state = lazy.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        if not gradient[1].any():
-            np.testing.assert_array_equal(params[1], before[1])
+        if gradient[1].any():
+            continue
+        np.testing.assert_array_equal(params[1], before[1])
+        for old, new in zip(jax.tree.leaves(before_state), jax.tree.leaves(state), strict=True):
+            if old.ndim == 2:
+                np.testing.assert_array_equal(new[1], old[1])
+                assert (new[0] != old[0]).any()
     eager = jnp.ones((1, 3))
     eager_state = tx.init(eager)
     if name == "expectigrad":  # its momentum and count of steps are the whole leaf's
