@@ -30,8 +30,9 @@ def main() -> None:
     ]
     size = sum(math.prod(shape) for shape in shapes.values())
     print(
-        f"{TREES[arguments.tree].__doc__} {size:,} parameters in {len(shapes)} leaves. {jax.devices()[0].device_kind}, "
-        f"{platform.machine()}, jax {jax.__version__}, optax {optax.__version__}.\n"
+        f"{TREES[arguments.tree].__doc__} {size:,} parameters in {len(shapes)} leaves. "
+        f"{jax.devices()[0].device_kind}, {platform.machine()}, "
+        f"jax {jax.__version__}, optax {optax.__version__}.\n"
     )
     print("| optimizer | optax's | step time | trace | compile | state bytes/param | temporaries |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -365,6 +365,18 @@ def test_scaling_by_any_number_is_the_same_but_for_rounding(row, c):
 # Law 5: what is finite stays finite, and what is not is seen.
 
 
+@pytest.mark.parametrize("name", WEIGHTINGS)
+@given(
+    decays=step_decays,
+    observations=hnp.arrays(np.float32, (STEPS, STEPS), elements=utmost),
+)
+def test_moments_of_finite_gradients_are_finite(name, decays, observations):
+    average, moments, rho = averages(name)(decays, observations)
+    assert all_finite((average, moments, rho))
+    assert np.all(moments.variance >= 0)
+    assert np.all(moments.variance_of_mean <= moments.variance)
+
+
 @rows()
 @given(gradients=streams(extreme))
 def test_finite_gradients_make_finite_updates_and_states(row, gradients):
@@ -385,13 +397,13 @@ def test_largest_floats_make_finite_updates_and_states(row, gradients):
 
 
 @rows()
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_finite_gradients_of_low_precision_make_finite_updates_and_states(row, dtype):
+@pytest.mark.parametrize(("dtype", "rate"), [(jnp.float16, 100.0), (jnp.bfloat16, 1.0)])
+def test_finite_gradients_of_low_precision_make_finite_updates_and_states(row, dtype, rate):
     finfo = jnp.finfo(dtype)
     values = [0.0, finfo.max, -finfo.max, finfo.tiny, 1.0]
     params = conformance.cast(PARAMS, dtype)
     narrow = {"mu_dtype": dtype, "nu_dtype": dtype} if row in WITH_DTYPES else {}
-    tx = row.build(100.0, **narrow)
+    tx = row.build(rate, **narrow)
     state = tx.init(params)
     for step in range(3):
         stacked = stream_of(values, seed=step)
