@@ -1,5 +1,6 @@
 """Reads the golden trajectories and builds, for each case, the optimizer that must reproduce it."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 import msvag_optax as mo
+from tests.support import float64
 
 FOLDER = pathlib.Path(__file__).parent
 MANIFEST: list[dict[str, Any]] = json.loads((FOLDER / "manifest.json").read_text())["cases"]
@@ -224,3 +226,32 @@ def _variance_slack(h: dict[str, Any], grads: np.ndarray) -> np.ndarray:
         total = total + h["learning_rate"] * error * np.sqrt(corrected)
         slack.append(total)
     return np.asarray(slack)
+
+
+def worst_fraction(case: dict[str, Any], tx: optax.GradientTransformation) -> float:
+    """The largest distance of `tx` from the reference, as a fraction of what is allowed there."""
+    trajectory = load(case)
+    with float64() if case["dtype"] == "float64" else contextlib.nullcontext():
+        path = replay(tx, trajectory)
+    allowed = bounds(case, trajectory)
+    fractions = []
+    for leaf, values in path.items():
+        assert values.dtype == case["dtype"]
+        distance = np.abs(values.astype(np.float64) - trajectory.path[leaf])
+        assert np.isfinite(distance).all()
+        assert (distance[allowed[leaf] == 0] == 0).all()
+        fractions.append(np.max(distance / np.where(allowed[leaf] == 0, 1, allowed[leaf])))
+    return float(max(fractions))
+
+
+def schedule_fraction(case: dict[str, Any]) -> float:
+    """The largest distance of the schedule from the reference's, likewise.
+
+    Both round a handful of float32 operations: 2e-6 of the rate, and 1e-7 of the largest.
+    """
+    reference = load(case).learning_rate
+    assert reference is not None
+    schedule = mo.warmup_linear_decay_schedule(**case["hyperparameters"])
+    rates = np.asarray([schedule(step) for step in range(case["T"])], np.float64)
+    allowed = 2e-6 * np.abs(reference) + 1e-7 * reference.max()
+    return float(np.max(np.abs(rates - reference) / allowed))
