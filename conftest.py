@@ -12,7 +12,8 @@ if not os.environ.get("JAX_PLATFORMS"):
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Most of the time goes into compiling; what one run has compiled, the next one finds.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".cache" / "jax"))
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 mpl.use("agg")  # No test opens a window.

@@ -45,7 +45,7 @@ from msvag_optax.optimizers import msvag as msvag
 from msvag_optax.optimizers import novograd as novograd
 from msvag_optax.optimizers import svag as svag
 from msvag_optax.paths import PerLeaf as PerLeaf
-from msvag_optax.paths import path_name as path_name
+from msvag_optax.paths import path_names as path_names
 from msvag_optax.schedules import warmup_linear_decay_schedule as warmup_linear_decay_schedule
 from msvag_optax.weight_decay import add_decayed_weights as add_decayed_weights
 from msvag_optax.weight_decay import subtract_decayed_weights as subtract_decayed_weights

@@ -91,12 +91,15 @@ def check_dtypes(**dtypes: Any) -> None:
     for name, value in dtypes.items():
         if value is None:
             continue
-        wanted = f"`{name}` must be None or a real floating-point dtype such as jnp.bfloat16"
+        wanted = (
+            f"`{name}` must be None or a real floating-point dtype of 16 bits or more, such as "
+            "jnp.bfloat16"
+        )
         try:
             dtype = jnp.dtype(value)
         except TypeError:
             raise TypeError(f"{wanted}, got {value!r}.") from None
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
             raise ValueError(f"{wanted}, got {value!r}.")
 
 

@@ -1,5 +1,7 @@
 """How a formula for one array is carried to a whole tree: traced once for all leaves of a shape."""
 
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from msvag_optax import paths
 
 
 @jax.jit
-def call(function: Partial, *arguments: Any, **named: Any) -> Any:
+def call(function: Partial, /, *arguments: Any, **named: Any) -> Any:
     """`function(*arguments, **named)` as one compiled kernel.
 
     A module-level `jit` shares its traces: leaves of equal shape are traced and lowered once, and
@@ -23,9 +25,60 @@ def call(function: Partial, *arguments: Any, **named: Any) -> Any:
     return function(*arguments, **named)
 
 
+Call = Callable[..., Any]
+
+
+def call_for(*functions: Callable[..., Any]) -> Call:
+    """The `call` for kernels that call these functions: the shared one, or one of their own.
+
+    What `call` has compiled stays for the life of the process, which is right for functions that
+    live as long. A closure gets a `call` that holds it, and goes with the transformation that holds
+    them both.
+    """
+    if all(isinstance(f, Partial) or _lives_in_its_module(f) for f in functions):
+        return call
+
+    def call_of_its_own(function: Partial, /, *arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+    call_of_its_own.__dict__["holds"] = functions
+    return jax.jit(call_of_its_own)
+
+
+def _lives_in_its_module(function: Callable[..., Any]) -> bool:
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return getattr(module, getattr(function, "__qualname__", ""), None) is function
+
+
+class _Weak:
+    """A function that is held weakly, and equals itself alone, whatever `==` means for it.
+
+    JAX's caches hold the structures of the trees that they have seen, and so this object, for as
+    long as they please. They must not hold what the function closes over.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._reference = weakref.ref(function)
+        self._hash = id(function)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        function = self._reference()
+        assert function is not None, "the transformation that holds the function is gone"
+        return function(*arguments, **named)
+
+    def __eq__(self, other: object) -> bool:
+        function = self._reference()
+        return isinstance(other, _Weak) and function is not None and function is other._reference()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 def as_partial(function: Callable[..., Any]) -> Partial:
-    """`function` as a `Partial`, which `call` takes as an argument."""
-    return function if isinstance(function, Partial) else Partial(function)
+    """`function` as a `Partial`, an argument for the `call` that `call_for(function)` gives."""
+    if isinstance(function, Partial):
+        return function
+    return Partial(function) if _lives_in_its_module(function) else Partial(_Weak(function))
 
 
 class LeafMismatchError(ValueError):
@@ -33,47 +86,65 @@ class LeafMismatchError(ValueError):
 
     def __init__(self, shape: tuple[int, ...], kept: tuple[int, ...], name: str = "") -> None:
         """Says which shapes these are, and of which leaf."""
-        self.shapes = shape, kept
-        super().__init__(
+        super().__init__(shape, kept, name)
+
+    def __str__(self) -> str:
+        shape, kept, name = self.args
+        return (
             f"The update of {name!r} has shape {shape}, and what the state holds for it has shape "
             f"{kept}: `init` was given another parameter."
         )
 
 
-def _flatten_like(treedef: Any, tree: Any) -> list[Any]:
-    try:
-        return treedef.flatten_up_to(tree)
-    except ValueError:
-        raise ValueError(
-            "The updates have another tree structure than the state or parameters they meet: "
-            f"{treedef} against {jax.tree.structure(tree)}."
-        ) from None
+def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:
+    """The error for updates whose names are not those of `other`, which is `what`."""
+    ours, theirs = set(paths.names(updates)), set(paths.names(other))
+
+    def some(names: set[str]) -> str:
+        listed = ", ".join(repr(name) for name in sorted(names)[:5])
+        return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    differences = [
+        f"only {side} {'has' if side.endswith('e') else 'have'} {some(names)}"
+        for side, names in (("the updates", ours - theirs), (what, theirs - ours))
+        if names
+    ]
+    detail = "; ".join(differences) or "their containers are of different types"
+    return ValueError(f"The updates have another tree structure than {what}: {detail}.")
 
 
-def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any, **named: Any) -> Any:
+def map_leaves(function: Partial, tree: Any, /, *rest: Any, call: Call, **named: Any) -> Any:
     """Applies `function` to the leaves of `tree` and what stands in their places in the others.
 
     Args:
       function: a function of arrays.
       tree: the tree whose leaves are visited, with their structure in the result.
       *rest: trees that have `tree` as a prefix, positional arguments of `function`.
+      call: what compiles the function, from `call_for`.
       **named: trees that have `tree` as a prefix, keyword arguments of `function`.
 
     Returns:
       A tree with the structure of `tree`.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    kernel = as_partial(function)
-    columns = [_flatten_like(treedef, other) for other in rest]
-    keywords = {name: _flatten_like(treedef, other) for name, other in named.items()}
+
+    def flatten(other: Any) -> list[Any]:
+        try:
+            return treedef.flatten_up_to(other)
+        except ValueError:
+            raise structure_mismatch(tree, other, "the state or parameters they meet") from None
+
+    columns = [flatten(other) for other in rest]
+    keywords = {name: flatten(other) for name, other in named.items()}
     results = []
     try:
         for i, leaf in enumerate(leaves):
             named_values = {name: column[i] for name, column in keywords.items()}
-            results.append(call(kernel, leaf, *(column[i] for column in columns), **named_values))
+            results.append(call(function, leaf, *(column[i] for column in columns), **named_values))
     except LeafMismatchError as error:
-        names = [paths.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        raise LeafMismatchError(*error.shapes, names[len(results)]) from None
+        shape, kept, _ = error.args
+        name = jax.tree.leaves(paths.path_names(tree))[len(results)]
+        raise LeafMismatchError(shape, kept, name) from None
     return treedef.unflatten(results)
 
 
@@ -96,6 +167,8 @@ def scalar_dtype() -> jnp.dtype:
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
     """`dtype`, or float32 where it is narrower."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)
     return jnp.promote_types(dtype, jnp.float32)
 
 

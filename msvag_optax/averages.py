@@ -59,7 +59,7 @@ def running_average(
       count_nonzero: whether zeros are left out. Where the quantity has the gradient's shape the
         gradient decides (a square underflows before its root does), else the quantity.
       dtype: the dtype in which the average is kept; None is that of the parameter, and at least
-        float32.
+        float32. In bfloat16 an average whose newest weight is below 1/512 cannot forget.
 
     Returns:
       An estimator whose estimate is the average, in float32 or wider.
@@ -85,6 +85,9 @@ def running_average(
     if of is not None and not callable(of) and not isinstance(of, paths.PerLeaf):
         raise TypeError(f"`of` must be a function of one array, or None, got {of!r}.")
     weight = _leaves.as_partial(weighting.weight)
+    call = _leaves.call_for(
+        weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity
+    )
 
     def init(params: optax.Params) -> RunningAverageState:
         average = jax.tree.map(lambda p, f: _zeros_of(f, p, dtype), params, _quantities(of, params))
@@ -104,22 +107,28 @@ def running_average(
         quantities = _quantities(of, updates)
         if count_nonzero:
             step = Partial(_observe_nonzero, weight)
-            pairs = _leaves.map_leaves(step, updates, quantities, state.average, state.observations)
+            pairs = _leaves.map_leaves(
+                step, updates, quantities, state.average, state.observations, call=call
+            )
             observations, average = _leaves.unzip(updates, pairs, 2)
         else:
             observations = _leaves.increment(state.observations)
-            step = Partial(_observe, _leaves.call(weight, observations))
-            average = _leaves.map_leaves(step, updates, quantities, state.average)
+            step = Partial(_observe, call(Partial(_weigh, weight), observations))
+            average = _leaves.map_leaves(step, updates, quantities, state.average, call=call)
         return average, RunningAverageState(observations, _cast_like(average, state.average))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _check_weighting(weighting: Any) -> None:
-    if not isinstance(weighting, Weighting):
+    if not isinstance(weighting, Weighting) or not callable(weighting.weight):
         raise TypeError(
             f"`weighting` must be a Weighting such as exponential(0.9), got {weighting!r}."
         )
+
+
+def _weigh(weight: Partial, count: jax.Array) -> jax.Array:
+    return jnp.asarray(weight(count), _leaves.scalar_dtype())
 
 
 def _identity(gradient: jax.Array) -> jax.Array:
@@ -129,7 +138,7 @@ def _identity(gradient: jax.Array) -> jax.Array:
 def _quantities(of: Any, tree: Any) -> Any:
     """The function to average, at each leaf of `tree`."""
     if isinstance(of, paths.PerLeaf):
-        return of.resolve(tree)
+        return jax.tree.map(_leaves.as_partial, of.resolve(tree), is_leaf=callable)
     quantity = _leaves.as_partial(_identity if of is None else of)
     return jax.tree.map(lambda _: quantity, tree)
 
@@ -179,7 +188,7 @@ def _observe_nonzero(
     observation = _observation(quantity, gradient, average)
     seen = (gradient if observation.shape == gradient.shape else observation) != 0
     observations = jnp.where(seen, _leaves.increment(observations), observations)
-    moved = toward(average, observation, weight(jnp.maximum(observations, 1)))
+    moved = toward(average, observation, _weigh(weight, jnp.maximum(observations, 1)))
     return observations, jnp.where(seen, moved, average)
 
 
@@ -218,10 +227,14 @@ def running_moments(
     weighting, so that :math:`s_t / (1 - \rho_t)` is the unbiased variance of one gradient and
     :math:`\rho_t s_t / (1 - \rho_t)` that of the mean.
 
-    Laws: the variance is never negative, and exact to the rounding of its own size, where the
-    difference :math:`v_t - m_t^2` of two averages loses all digits once the mean is a thousand
-    times the deviation; it is 0 at the first observation, and does not change if a constant is
-    added to all gradients; if they are scaled by c, it is scaled by c².
+    Laws, for weightings with :math:`w_1 = 1`: the variance is never negative; it is 0 at the first
+    observation; it does not change if a constant is added to all gradients, and is scaled by c² if
+    they are scaled by c. (Under `exponential_from_zero` the zero start is an observation like any
+    other, and its distance from the gradients is part of the variance.)
+
+    Rounding costs digits in proportion to the ratio of mean and deviation, where the difference
+    :math:`v_t - m_t^2` of two averages loses them in proportion to its square: all of float32's, at
+    a ratio of some thousands. A decay near 0 costs a factor :math:`1 / (1 - w_t)` more.
 
     Args:
       weighting: what the newest observation counts, such as `exponential(0.9)`.
@@ -245,12 +258,13 @@ def running_moments(
     >>> print(f"{moments.mean:.1f}, {moments.variance:.4f}, {moments.variance_of_mean:.4f}")
     1002.0, 1.0000, 0.3333
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), section 4.1, where :math:`\rho` is given
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 4, where :math:`\rho` is given
     for the exponential weighting; the recurrence is West's (1979), for weighted data.
     """
     _check_weighting(weighting)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     weight = _leaves.as_partial(weighting.weight)
+    call = _leaves.call_for(weighting.weight)
 
     def init(params: optax.Params) -> RunningMomentsState:
         return RunningMomentsState(
@@ -268,11 +282,11 @@ def running_moments(
     ) -> tuple[optax.Updates, RunningMomentsState]:
         del params, extra_args
         observations = _leaves.increment(state.observations)
-        weights = _leaves.call(
-            Partial(_weights), weight, observations, state.sum_of_squared_weights
-        )
+        weights = call(Partial(_weights), weight, observations, state.sum_of_squared_weights)
         step = Partial(_observe_moments, weights)
-        triples = _leaves.map_leaves(step, updates, state.mean, state.biased_variance)
+        triples = _leaves.map_leaves(
+            step, updates, state.mean, state.biased_variance, call=_leaves.call
+        )
         mean, biased_variance, moments = _leaves.unzip(updates, triples, 3)
         return moments, RunningMomentsState(
             observations,
@@ -298,7 +312,7 @@ class _Weights(NamedTuple):
 
 
 def _weights(weight: Partial, observations: jax.Array, sum_of_squares: jax.Array) -> _Weights:
-    newest = weight(observations).astype(sum_of_squares.dtype)
+    newest = _weigh(weight, observations).astype(sum_of_squares.dtype)
     older = 1 - newest
     # 1 - rho, without cancellation where one observation holds nearly all the weight.
     spread = older * (2 * newest + older * (1 - sum_of_squares))
@@ -342,7 +356,7 @@ def _moments(
 
 
 def moments_in(state: RunningMomentsState) -> optax.Updates:
-    """The estimate that `running_moments` last gave, a `Moments` at each leaf.
+    """The estimate that `running_moments` last gave, up to rounding: a `Moments` at each leaf.
 
     Args:
       state: what the estimator remembers.
@@ -359,7 +373,7 @@ def moments_in(state: RunningMomentsState) -> optax.Updates:
     >>> print(mo.moments_in(state).variance)
     2.0
     """
-    rho = state.sum_of_squared_weights
+    (rho,) = jax.tree.leaves(state.sum_of_squared_weights)  # Flax NNX boxes what it holds
     spread = jnp.where(rho < 1, 1 - rho, 1)
     unbias = jnp.where(rho < 1, 1, 0) / spread
     unbias_of_mean = jnp.where(rho < 1, rho, 0) / spread
@@ -378,11 +392,11 @@ class RunningMaxState(NamedTuple):
 
     Attributes:
       maximum: the largest estimate so far, element by element.
-      estimate: the state of the estimator.
+      inner_state: the state of the estimator.
     """
 
     maximum: optax.Updates
-    estimate: optax.OptState
+    inner_state: optax.OptState
 
 
 def running_max(
@@ -437,8 +451,10 @@ def running_max(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, RunningMaxState]:
-        estimate, inner_state = inner.update(updates, state.estimate, params, **extra_args)
-        maximum = _leaves.map_leaves(jnp.maximum, estimate, state.maximum)
+        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        maximum = _leaves.map_leaves(
+            Partial(jnp.maximum), estimate, state.maximum, call=_leaves.call
+        )
         return maximum, RunningMaxState(_cast_like(maximum, state.maximum), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -457,11 +473,11 @@ class BiasCorrectedState(NamedTuple):
 
     Attributes:
       observations: how many gradients the estimator has seen, int32.
-      estimate: the state of the estimator.
+      inner_state: the state of the estimator.
     """
 
     observations: jax.Array
-    estimate: optax.OptState
+    inner_state: optax.OptState
 
 
 def bias_corrected(
@@ -475,7 +491,8 @@ def bias_corrected(
     where :math:`v_t` is what `estimator` estimates and :math:`\beta` is `decay`. Around a mere
     `running_average(exponential_from_zero(decay))` it gives what `exponential(decay)` gives at
     once; around the `running_max` of one, AMSGrad as PyTorch has it: the maximum is taken of the
-    biased averages, and corrected afterwards.
+    biased averages, and corrected afterwards. It counts all gradients: an average with
+    `count_nonzero` has counts of its own, and `exponential(decay)` is what corrects that.
 
     Args:
       estimator: an estimator of what `exponential_from_zero(decay)` averages.
@@ -511,10 +528,11 @@ def bias_corrected(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, BiasCorrectedState]:
-        estimate, inner_state = inner.update(updates, state.estimate, params, **extra_args)
+        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         observations = _leaves.increment(state.observations)
         correct = Partial(_divide_by, bias_correction(decay, observations))
-        return _leaves.map_leaves(correct, estimate), BiasCorrectedState(observations, inner_state)
+        corrected = _leaves.map_leaves(correct, estimate, call=_leaves.call)
+        return corrected, BiasCorrectedState(observations, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

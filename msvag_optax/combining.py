@@ -17,10 +17,10 @@ class FromEstimatesState(NamedTuple):
     """What `from_estimates` remembers.
 
     Attributes:
-      estimates: the state of each estimator, under its name.
+      inner_states: the state of each estimator, under its name.
     """
 
-    estimates: dict[str, optax.OptState]
+    inner_states: dict[str, optax.OptState]
 
 
 def from_estimates(
@@ -36,9 +36,10 @@ def from_estimates(
     a chain of them).
 
     Args:
-      formula: a function of the arrays of one leaf: the gradient, then by keyword each estimate
-        under its estimator's name. An estimate with several arrays, such as `Moments`, comes
-        whole.
+      formula: a pure function of the arrays of one leaf: the gradient, then by keyword each
+        estimate under its estimator's name. An estimate with several arrays, such as `Moments`,
+        comes whole. Under `optax.inject_hyperparams` and outside of `jit`, a closure is compiled
+        anew at each step; a function that stands in a module is not.
       **estimators: the estimators, each named like the formula's argument that takes its estimate.
 
     Returns:
@@ -64,7 +65,7 @@ def from_estimates(
     branches = {
         name: optax.with_extra_args_support(estimator) for name, estimator in estimators.items()
     }
-    kernel = _leaves.as_partial(formula)
+    kernel, call = _leaves.as_partial(formula), _leaves.call_for(formula)
 
     def init(params: optax.Params) -> FromEstimatesState:
         return FromEstimatesState({name: tx.init(params) for name, tx in branches.items()})
@@ -78,9 +79,10 @@ def from_estimates(
         estimates, states = {}, {}
         for name, tx in branches.items():
             estimates[name], states[name] = tx.update(
-                updates, state.estimates[name], params, **extra_args
+                updates, state.inner_states[name], params, **extra_args
             )
-        return _leaves.map_leaves(kernel, updates, **estimates), FromEstimatesState(states)
+        outcome = _leaves.map_leaves(kernel, updates, call=call, **estimates)
+        return outcome, FromEstimatesState(states)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

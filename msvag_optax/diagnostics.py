@@ -8,7 +8,7 @@ import optax
 
 from msvag_optax import wrappers
 from msvag_optax.averages import RunningMomentsState, moments_in, running_moments
-from msvag_optax.formulas import Moments
+from msvag_optax.formulas import Moments, saturate, square
 from msvag_optax.weighting import Weighting
 
 
@@ -68,7 +68,7 @@ def signal_to_noise(state: optax.OptState) -> Any:
 
     Returns:
       A tree like the parameters' with a float for each leaf; infinite where there is no noise, 0
-      where no signal can be told from noise.
+      where no signal can be told from noise, or where there is neither.
 
     Raises:
       ValueError: if the state keeps no moments, or moments in several places.
@@ -86,8 +86,7 @@ def signal_to_noise(state: optax.OptState) -> Any:
     """
 
     def ratio(moments: Moments) -> jax.Array:
-        signal, noise = _signal_and_noise(moments)
-        return jnp.sqrt(signal / noise)
+        return jnp.sqrt(_quotient(*_signal_and_noise(moments)))
 
     return jax.tree.map(ratio, _moments_of(state), is_leaf=_is_moments)
 
@@ -106,7 +105,7 @@ def noise_scale(state: optax.OptState) -> jax.Array:
       state: the state of an optimizer that keeps moments, as for `signal_to_noise`.
 
     Returns:
-      A float; infinite where no signal can be told from noise.
+      A float; infinite where no signal can be told from noise, 0 where there is no noise.
 
     Raises:
       ValueError: if the state keeps no moments, or moments in several places.
@@ -123,14 +122,20 @@ def noise_scale(state: optax.OptState) -> jax.Array:
     Source: McCandlish et al., *An Empirical Model of Large-Batch Training* (2018), equation 2.9.
     """
     leaves = jax.tree.leaves(_moments_of(state), is_leaf=_is_moments)
-    signals, noises = zip(*(_signal_and_noise(moments) for moments in leaves), strict=True)
-    return jnp.asarray(sum(noises)) / jnp.asarray(sum(signals))
+    pairs = [_signal_and_noise(moments) for moments in leaves]
+    signal = jnp.asarray(sum(signal for signal, _ in pairs), float)
+    noise = jnp.asarray(sum(noise for _, noise in pairs), float)
+    return _quotient(noise, jnp.maximum(0, signal))
 
 
 def _signal_and_noise(moments: Moments) -> tuple[jax.Array, jax.Array]:
-    square = jnp.square(jnp.abs(moments.mean))
-    signal = jnp.maximum(0, jnp.sum(square - moments.variance_of_mean))
-    return signal, jnp.sum(moments.variance)
+    signal = saturate(jnp.sum(square(moments.mean))) - saturate(jnp.sum(moments.variance_of_mean))
+    return jnp.maximum(0, signal), saturate(jnp.sum(moments.variance))
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """0 / 0 is 0: without gradients there is neither signal nor noise."""
+    return jnp.where(numerator == 0, 0, numerator / denominator)
 
 
 def _is_moments(node: Any) -> bool:

@@ -148,7 +148,8 @@ def over_rms(
     where :math:`v` is the estimate named `second_moment`, :math:`m` the one named `mean` (the
     gradient itself where there is none), :math:`\varepsilon` is `eps` and
     :math:`\bar\varepsilon` is `eps_root`. The quotient is 0 where the denominator is: a gradient
-    too small to square is no reason to move.
+    too small to square is no reason to move. A finite gradient too large to square counts as the
+    largest that is not, so that it moves no further than any other.
 
     Args:
       eps: the number added to the root, at least 0.
@@ -181,9 +182,15 @@ def _over_rms(
     eps: jax.typing.ArrayLike,
     eps_root: jax.typing.ArrayLike,
 ) -> jax.Array:
-    numerator = gradient if mean is None else mean
+    numerator = _within_squares(gradient if mean is None else mean)
     scale = jnp.sqrt(second_moment + eps_root) + eps
     return jnp.where(scale == 0, 0, numerator / jnp.where(scale == 0, 1, scale))
+
+
+def _within_squares(x: jax.Array) -> jax.Array:
+    """`x`, no larger than the root of the largest float, at which squares saturate."""
+    largest = jnp.sqrt(jnp.finfo(x.dtype).max)
+    return x / jnp.maximum(1, jnp.abs(x) / largest)  # an infinity becomes NaN, and stays visible
 
 
 def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -212,7 +219,7 @@ def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Arra
     >>> print(mo.variance_adaptation_factor(jnp.asarray([2.0, 2.0]), jnp.asarray([0.0, 12.0])))
     [1.   0.25]
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), lemma 1 and equation 10.
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
     magnitude = jnp.abs(mean)
     safe = jnp.where(magnitude == 0, 1, magnitude)
@@ -269,7 +276,7 @@ def adapted_gradient(gradient: jax.Array, moments: Moments) -> jax.Array:
     >>> print(mo.adapted_gradient(jnp.asarray(8.0), moments))  # 4 / (4 + 12) of 8
     2.0
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.2.
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
     return gradient * variance_adaptation_factor(moments.mean, moments.variance)
 
@@ -382,6 +389,6 @@ def mean_over_rms(gradient: jax.Array, moments: Moments) -> jax.Array:
     >>> print(mo.mean_over_rms(jnp.asarray(8.0), moments))
     -0.5
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), equation 2.
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 1.
     """
     return _over_rms(gradient, moments.second_moment, moments.mean, eps=0.0, eps_root=0.0)

@@ -24,24 +24,55 @@ class PerLeaf(NamedTuple):
     resolve: Callable[[Any], Any]
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """The name of a parameter from its key path in a tree.
+def path_names(tree: Any) -> Any:
+    """The name of each parameter, in its place in the tree.
 
     Args:
-      path: keys as `jax.tree_util.tree_flatten_with_path` gives them.
+      tree: parameters, gradients, or anything shaped like them.
 
     Returns:
-      The keys joined by `/`. The bare array that is a whole tree has the empty name.
+      A tree of the same structure with a string at each leaf: its keys, joined by `/`. A bare
+      array has the empty name. It makes labels for `optax.partition` and masks of one's own.
 
     >>> import jax
     >>> import msvag_optax as mo
     >>> params = {"encoder/~/linear": {"w": 1.0}, "heads": [2.0, 3.0]}
-    >>> paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    >>> [mo.path_name(path) for path, _ in paths]
-    ['encoder/linear/w', 'heads/0', 'heads/1']
+    >>> names = mo.path_names(params)
+    >>> names
+    {'encoder/~/linear': {'w': 'encoder/linear/w'}, 'heads': ['heads/0', 'heads/1']}
+    >>> jax.tree.map(lambda name: "novograd" if name.startswith("encoder") else "adamw", names)
+    {'encoder/~/linear': {'w': 'novograd'}, 'heads': ['adamw', 'adamw']}
     """
-    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]  # the box of flax.nnx.Param and flax.linen.Partitioned
+    return jax.tree.structure(tree).unflatten(_leaf_names(tree, _is_box))
+
+
+def names(tree: Any) -> list[str]:
+    """All names of a tree; `None` and `MaskedNode` stand for a parameter and have one too."""
+    return _leaf_names(tree, lambda node: _is_box(node) or _is_hole(node))
+
+
+def _leaf_names(tree: Any, is_leaf: Callable[[Any], bool]) -> list[str]:
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [
+        _path_name(path)
+        for path, node in nodes
+        for _ in range(1 if _is_hole(node) else len(jax.tree.leaves(node)))
+    ]
+
+
+def _is_hole(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node is flax.nnx.Param, flax.linen.Partitioned, or of their kind."""
+    return any(
+        base.__name__ in ("Variable", "AxisMetadata") and base.__module__.startswith("flax.")
+        for base in type(node).__mro__
+    )
+
+
+def _path_name(path: Sequence[Any]) -> str:
     parts = "/".join(_key_name(key) for key in path).split("/")
     return "/".join(part for part in parts if part != "~")
 
@@ -60,19 +91,7 @@ def _key_name(key: Any) -> str:
 
 def map_with_name(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """`jax.tree.map` whose `function` is given each leaf's name, then the leaf."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(path_name(path), leaf), tree
-    )
-
-
-def _is_hole(node: Any) -> bool:
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
-def _names(tree: Any) -> list[str]:
-    """All names of a tree; `None` and `MaskedNode` stand for a parameter and have one too."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole)
-    return [path_name(path) for path, _ in paths]
+    return jax.tree.map(function, path_names(tree), tree)
 
 
 def matches(patterns: Sequence[str], name: str) -> bool:
@@ -96,12 +115,12 @@ def check_patterns_match(argument: str, patterns: Sequence[str], tree: Any) -> N
 
     An empty tree is no mistake of a pattern's: there is nothing that it could have matched.
     """
-    names = _names(tree)
-    if not names:
+    known = names(tree)
+    if not known:
         return
     for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            listed = ", ".join(repr(name) for name in names)
+        if not any(re.search(pattern, name) for name in known):
+            listed = ", ".join(repr(name) for name in known)
             raise ValueError(
                 f"`{argument}` has the pattern {pattern!r}, which is found in no parameter's path. "
                 f"The paths are: {listed}."

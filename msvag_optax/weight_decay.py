@@ -25,28 +25,24 @@ round a named optimizer (here `msvag`; any other serves), where :math:`u_t` is i
 All take a number or a schedule, and regular expressions of the parameters that do not decay.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from msvag_optax import _checks, paths, wrappers
 
 
-def weight_decay_mask(
-    exclude: Sequence[str], *, argument: str = "exclude", strict: bool = True
-) -> Callable[[Any], Any]:
+def weight_decay_mask(exclude: Sequence[str]) -> Callable[[Any], Any]:
     """The mask of what decays: every parameter in whose path no pattern is found.
 
     Args:
       exclude: regular expressions, searched (`re.search`) in paths such as
         `encoder/layer_0/LayerNorm/scale`, spelled alike for every framework.
-      argument: how an error names `exclude`.
-      strict: whether a pattern that is found in no path is an error.
 
     Returns:
       A function from a tree to a tree of bools, as optax's `mask` arguments take it.
@@ -54,22 +50,29 @@ def weight_decay_mask(
     Raises:
       TypeError: if `exclude` is no sequence of strings.
       ValueError: if a pattern is no regular expression; from the mask, if a pattern is found in no
-        path of the tree (where `strict`).
+        path of the tree.
 
     >>> import msvag_optax as mo
     >>> params = {"dense": {"kernel": 1.0, "bias": 2.0}, "norm": {"scale": 3.0}}
     >>> mo.weight_decay_mask(["bias$", "^norm/"])(params)
     {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
     """
+    _check_patterns("exclude", exclude)
+
+    def mask(tree: Any) -> Any:
+        paths.check_patterns_match("exclude", exclude, tree)
+        return _decays(exclude, tree)
+
+    return mask
+
+
+def _check_patterns(argument: str, exclude: Sequence[str]) -> None:
     _checks.check_patterns(argument, exclude)
     paths.check_patterns_compile(argument, exclude)
 
-    def mask(tree: Any) -> Any:
-        if strict:
-            paths.check_patterns_match(argument, exclude, tree)
-        return paths.map_with_name(lambda name, _: not paths.matches(exclude, name), tree)
 
-    return mask
+def _decays(exclude: Sequence[str], tree: Any) -> Any:
+    return paths.map_with_name(lambda name, _: not paths.matches(exclude, name), tree)
 
 
 def add_decayed_weights(
@@ -149,10 +152,11 @@ def subtract_decayed_weights(
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), section 2.
     """
     _checks.check_number("weight_decay", weight_decay, schedule=True)
-    subtracted = optax.chain(
-        optax.scale(-1.0), decayed_weights(weight_decay, exclude), optax.scale(-1.0)
-    )
-    return wrappers.dependable(subtracted)
+    if callable(weight_decay):
+        return wrappers.dependable(
+            decayed_weights(lambda count: jnp.negative(weight_decay(count)), exclude)
+        )
+    return wrappers.dependable(decayed_weights(-weight_decay, exclude))
 
 
 def decayed_weights(
@@ -162,13 +166,30 @@ def decayed_weights(
     argument: str = "exclude",
     strict: bool = True,
 ) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights` with `weight_decay_mask`; a plain zero needs no parameters."""
-    mask = weight_decay_mask(exclude, argument=argument, strict=strict)
+    """`optax.add_decayed_weights` with exclusions; a plain zero needs no parameters.
+
+    Args:
+      weight_decay: the rate, or a schedule of it.
+      exclude: regular expressions of what does not decay.
+      argument: how an error names `exclude`.
+      strict: whether `init` refuses a pattern that is found in no path.
+
+    Returns:
+      The transformation.
+    """
+    _check_patterns(argument, exclude)
     if _checks.is_concrete(weight_decay) and weight_decay == 0:
         link = optax.identity()
     else:
         link = optax.add_decayed_weights(weight_decay)
-    return optax.masked(link, mask) if exclude else link
+    masked = optax.masked(link, lambda tree: _decays(exclude, tree)) if exclude else link
+
+    def init(params: optax.Params) -> optax.OptState:
+        if strict:
+            paths.check_patterns_match(argument, exclude, params)
+        return masked.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(masked).update)
 
 
 def weight_decay_report(
@@ -187,28 +208,32 @@ def weight_decay_report(
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
-    >>> params = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3), "steps": jnp.asarray(0)}
     >>> mo.weight_decay_report(params, exclude=["bias"])
-    parameter     elements  weight decay
-    dense/bias           3  no
-    dense/kernel        12  yes
-    12 of 15 elements decay, in 1 of 2 parameters.
+    parameter  elements  weight decay
+    bias              3  no
+    kernel           12  yes
+    steps             1  no (not trained)
+    12 of 16 elements decay, in 1 of 3 parameters.
     """
-    decays = jax.tree.leaves(weight_decay_mask(exclude)(params))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    rows = [
-        (paths.path_name(path), int(np.prod(jnp.shape(leaf), dtype=np.int64)), decay)
-        for (path, leaf), decay in zip(leaves, decays, strict=True)
-    ]
+    excluded = jax.tree.map(lambda decays: not decays, weight_decay_mask(exclude)(params))
+    rows = []
+    for name, leaf, is_excluded in zip(
+        jax.tree.leaves(paths.path_names(params)),
+        jax.tree.leaves(params),
+        jax.tree.leaves(excluded),
+        strict=True,
+    ):
+        trained = wrappers.is_inexact(leaf)
+        size = math.prod(getattr(leaf, "shape", ()))
+        answer = "no (not trained)" if not trained else "no" if is_excluded else "yes"
+        rows.append((name, size, answer))
     heading = ("parameter", "elements", "weight decay")
     width = max(len(name) for name in (heading[0], *(name for name, _, _ in rows)))
     digits = max(len(heading[1]), *(len(str(size)) for _, size, _ in rows), 0)
     lines = [f"{heading[0]:<{width}}  {heading[1]:>{digits}}  {heading[2]}"]
-    lines += [
-        f"{name:<{width}}  {size:>{digits}}  {'yes' if decay else 'no'}"
-        for name, size, decay in rows
-    ]
-    decaying = [size for _, size, decay in rows if decay]
+    lines += [f"{name:<{width}}  {size:>{digits}}  {answer}" for name, size, answer in rows]
+    decaying = [size for _, size, answer in rows if answer == "yes"]
     lines.append(
         f"{sum(decaying)} of {sum(size for _, size, _ in rows)} elements decay, "
         f"in {len(decaying)} of {len(rows)} parameters."

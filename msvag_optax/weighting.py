@@ -71,8 +71,7 @@ def exponential(decay: jax.typing.ArrayLike) -> Weighting:
     >>> [round(float(weighting.weight(jnp.int32(t))), 4) for t in (1, 2, 3)]  # 1, 1/1.5, 1/1.75
     [1.0, 0.6667, 0.5714]
 
-    Source: Kingma and Ba, *Adam* (2015), section 3; Balles and Hennig, *Dissecting Adam* (2018),
-    section 4.2.
+    Source: Kingma and Ba, *Adam* (2015), section 3.
     """
     _checks.check_decays(decay=decay)
     log_decay, complement = _log_and_complement(decay)

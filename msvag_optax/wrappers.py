@@ -17,11 +17,14 @@ def _is_none(node: Any) -> bool:
     return node is None
 
 
+_NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
+
+
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is a number or array that a gradient can move."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
@@ -122,7 +125,7 @@ def kept_in(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        wide = jax.tree.map(lambda x: _leaves.widen(x) if _is_inexact(x) else x, state)
+        wide = jax.tree.map(lambda x: _leaves.widen(x) if is_inexact(x) else x, state)
         updates, state = inner.update(updates, wide, params, **extra_args)
         return updates, keep(state)
 
@@ -137,7 +140,8 @@ def skip_gradientless(
     Integer parameters (whose gradients have dtype `float0`), random keys, booleans and non-arrays
     get no state, and a zero update of their gradient's own dtype. A parameter whose gradient is
     `None` at one step keeps its value and its state at that step: no momentum moves it, nothing
-    decays. That needs `params` in `update`.
+    decays. That needs `params` in `update`. Where the state has no array it has `None`, which a
+    caller's `jax.tree.map` over it sees with `is_leaf=lambda x: x is None`.
 
     Args:
       inner: any transformation.
@@ -164,7 +168,7 @@ def skip_gradientless(
     inner = optax.with_extra_args_support(inner)
 
     def hide(params: optax.Params) -> optax.Params:
-        return jax.tree.map(lambda p: p if _is_inexact(p) else None, params)
+        return jax.tree.map(lambda p: p if is_inexact(p) else None, params)
 
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(hide(params))
@@ -213,45 +217,42 @@ def _update(
 def _check_fits_state(
     inner: optax.GradientTransformation, updates: optax.Updates, state: optax.OptState
 ) -> None:
-    """Raises unless what the state holds for each parameter can be spread over its update."""
-
-    def check(kept: Any, name: str, update: Any) -> None:
-        if _is_masked(kept):
-            return
-        try:
-            fits = np.broadcast_shapes(jnp.shape(kept), jnp.shape(update)) == jnp.shape(update)
-        except ValueError:
-            fits = False
-        if not fits:
-            raise _leaves.LeafMismatchError(jnp.shape(update), jnp.shape(kept), name)
-
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
-    names = treedef.unflatten([paths.path_name(path) for path, _ in leaves])
+    """Raises unless `init` would make such a state for parameters like these updates."""
+    names = paths.names(updates)
     try:
-        optax.tree.map_params(inner.init, check, state, names, updates, is_leaf=_is_masked)
-    except _leaves.LeafMismatchError:
-        raise
-    except ValueError:
+        expected = jax.eval_shape(inner.init, updates)
+    except ValueError:  # a pattern that only the right tree matches, say
+        expected = None
+    if jax.tree.structure(expected) != jax.tree.structure(state):
+        if any(_is_none(leaf) for leaf in jax.tree.leaves(updates, is_leaf=_is_none)):
+            raise ValueError(
+                "A gradient is None where the state has something to keep: pass `params` to "
+                "`update`, which tell what that is."
+            )
+        some = ", ".join(repr(name) for name in names[:5]) or "nothing"
         raise ValueError(
-            "The updates have another tree structure than the state that they meet: "
-            f"`init` was not given a tree like {treedef}."
-        ) from None
+            "The updates have another tree structure than the state that they meet: `init` was "
+            f"given another tree than that of {some}{', ...' if len(names) > 5 else ''}."
+        )
+    for path, made, kept in zip(
+        paths.names(state), jax.tree.leaves(expected), jax.tree.leaves(state), strict=True
+    ):
+        if made.shape != jnp.shape(kept):
+            name = max((n for n in names if path.endswith(n)), key=len, default=path)
+            raise _leaves.LeafMismatchError(made.shape, jnp.shape(kept), name)
 
 
 def _check_same_tree(updates: optax.Updates, params: optax.Params) -> None:
-    update_paths, update_tree = jax.tree_util.tree_flatten_with_path(updates, is_leaf=_is_none)
+    update_leaves, update_tree = jax.tree.flatten(updates, is_leaf=_is_none)
     param_leaves, param_tree = jax.tree.flatten(params, is_leaf=_is_none)
     if update_tree != param_tree:
-        raise ValueError(
-            "The updates and the parameters have different tree structures: "
-            f"{update_tree} against {param_tree}."
-        )
-    for (path, update), param in zip(update_paths, param_leaves, strict=True):
-        if update is None or param is None or not (_is_inexact(update) and _is_inexact(param)):
+        raise _leaves.structure_mismatch(updates, params, "the parameters")
+    for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
+        if not (is_inexact(update) and is_inexact(param)):
             continue
         if jnp.shape(update) != jnp.shape(param):
             raise ValueError(
-                f"The update of {paths.path_name(path)!r} has shape {jnp.shape(update)}, "
+                f"The update of {paths.names(updates)[index]!r} has shape {jnp.shape(update)}, "
                 f"its parameter has shape {jnp.shape(param)}."
             )
 
@@ -285,11 +286,13 @@ def _restore(updates: optax.Updates, new_updates: optax.Updates) -> optax.Update
     """The new updates, and for hidden leaves their gradient's own zeros."""
 
     def restore(old: Any, new: Any) -> Any:
-        if old is None or not hasattr(old, "dtype"):
-            return None if old is None else new
-        if new is None:
-            return old if old.dtype == jax.dtypes.float0 else jnp.zeros_like(old)
-        return new
+        if old is None:
+            return None
+        if new is not None:
+            return new
+        if getattr(old, "dtype", None) == jax.dtypes.float0 or not isinstance(old, _NUMBERS):
+            return old
+        return jnp.zeros_like(old)
 
     return jax.tree.map(restore, updates, new_updates, is_leaf=_is_none)
 
@@ -300,11 +303,13 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
     A row of a leaf :math:`g` is :math:`g_i`, one index of its leading axis: one word of an
     embedding. Where :math:`g_i = 0` at a step, the parameter's row gets no update (no momentum, no
     decay), and what the state holds for that row stays (nothing is averaged, nothing counted).
-    What the state holds for a whole layer, such as NovoGrad's norm, moves as ever. A scalar is a
-    row of its own.
+    What the state holds for a whole layer or tree moves as ever: NovoGrad's norm, and the count of
+    steps by which an average is corrected. So a row that is first seen late has averages that
+    believe to have seen zeros before; `count_nonzero` averages, such as Expectigrad's second
+    moment, count for each element. A scalar is a row of its own.
 
     Args:
-      tx: any transformation whose state holds arrays like the parameters, such as a named
+      tx: any transformation whose state `optax.tree.map_params` can take apart, such as a named
         optimizer. To be lazy with the embedding only, hand it to `optax.partition`.
 
     Returns:
@@ -377,11 +382,11 @@ def shard_like_params(
 
     Inside `jit`, zeros have no sharding until XLA chooses one, and on a mesh it chooses to
     replicate them: each device would hold the whole state of all. Here each array of the state that
-    has its parameter's shape is tied to its parameter's sharding. Outside of `jit`, and without a
-    mesh, nothing changes.
+    has its parameter's shape is tied to its parameter's sharding. Outside of `jit` nothing changes.
 
     Args:
-      inner: any transformation.
+      inner: any transformation whose state `optax.tree.map_params` can take apart, as it can all
+        that keep trees like the parameters' (`optax.lbfgs` and `optax.sm3` keep others).
 
     Returns:
       The same transformation.
@@ -393,14 +398,17 @@ def shard_like_params(
     >>> sharding = jax.sharding.NamedSharding(jax.make_mesh((1,), ("x",)), jax.P("x"))
     >>> params = jax.device_put(jnp.zeros(8), sharding)
     >>> tx = mo.shard_like_params(optax.trace(0.9))
-    >>> jax.jit(tx.init)(params).trace.sharding.spec
-    P('x',)
+    >>> jax.jit(tx.init)(params).trace.sharding.spec == sharding.spec
+    True
     """
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> optax.OptState:
+        state = inner.init(params)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+            return state  # arrays, unlike tracers, have shardings that zeros can copy
         return optax.tree.map_params(
-            inner.init, _leaves.shard_like, inner.init(params), params, is_leaf=_is_masked
+            inner.init, _leaves.shard_like, state, params, is_leaf=_is_masked
         )
 
     return optax.GradientTransformationExtraArgs(init, inner.update)
@@ -410,7 +418,8 @@ def dependable(inner: optax.GradientTransformation) -> optax.GradientTransformat
     """Makes a transformation bear low precision, leaves without gradient, and meshes.
 
     Args:
-      inner: any transformation.
+      inner: any transformation of updates to updates (an estimator's output is none) that
+        `shard_like_params` can wrap.
 
     Returns:
       `skip_gradientless(full_precision(shard_like_params(inner)))`.

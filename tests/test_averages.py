@@ -189,10 +189,24 @@ def test_wrong_arguments():
         mo.running_average(mo.arithmetic(), count_nonzero=1)
     with pytest.raises(ValueError, match="`nu_dtype` must be None or a real floating-point dtype"):
         mo.running_moments(mo.arithmetic(), nu_dtype=jnp.int32)
+    with pytest.raises(ValueError, match=r"`dtype` must be .* 16 bits or more"):
+        mo.running_average(mo.arithmetic(), dtype=jnp.float8_e4m3fn)
     with pytest.raises(TypeError, match="`estimator` must be a GradientTransformation"):
         mo.running_max(mo.square)
     with pytest.raises(TypeError, match="`estimator` must be a GradientTransformation"):
         mo.bias_corrected(mo.square, 0.9)
+
+
+@pytest.mark.parametrize("count_nonzero", [False, True])
+def test_weight_may_be_a_plain_number(count_nonzero):
+    newest = mo.Weighting(lambda count: 1.0)
+    average = mo.running_average(newest, count_nonzero=count_nonzero)
+    estimates, _ = run(average, jnp.asarray([[1.0], [2.0]]))
+    assert estimates[-1] == 2
+    estimates, _ = run(mo.running_moments(newest), jnp.asarray([[1.0], [2.0]]))
+    assert estimates[-1].mean == 2
+    with pytest.raises(TypeError, match="`weighting` must be a Weighting"):
+        mo.running_average(mo.Weighting(0.5))
 
 
 def test_mismatched_shape_names_the_leaf():

@@ -1,3 +1,7 @@
+import gc
+import weakref
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +9,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
+from msvag_optax import _leaves
 
 
 def run(tx, gradients, params=None):
@@ -123,10 +128,62 @@ def test_variance_adapted_refuses_what_is_no_direction():
         mo.variance_adapted(optax.identity(), of_mean="yes")
 
 
+class Gain(eqx.Module):
+    """A formula that is compared by value, as Equinox modules are."""
+
+    factor: jax.Array
+
+    def __call__(self, gradient, mean):
+        return self.factor * mean
+
+
+def test_formula_that_holds_arrays_is_differentiated():
+    def loss(factor):
+        tx = mo.from_estimates(Gain(factor), mean=mo.running_average(mo.exponential(0.9)))
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0].sum()
+
+    assert loss(jnp.float32(3.0)) == 6
+    assert jax.grad(loss)(jnp.float32(3.0)) == 2
+    assert jax.grad(loss)(jnp.float32(4.0)) == 2
+    assert loss(jnp.float32(5.0)) == 10
+
+
+def test_closures_go_with_their_transformation():
+    captured = jnp.ones(1000)
+    alive = weakref.ref(captured)
+    tx = mo.from_estimates(
+        lambda gradient, mean, c=captured: mean + c.sum(),
+        mean=mo.running_average(mo.exponential(0.9), of=lambda g, c=captured: g + c[0]),
+    )
+    before = _leaves.call._cache_size()
+    tx.update(jnp.ones((2, 23)), tx.init(jnp.ones((2, 23))))
+    assert _leaves.call._cache_size() == before
+    del tx, captured
+    gc.collect()
+    assert alive() is None
+
+
+def test_traced_closures_do_not_leak():
+    def update(factor):
+        tx = mo.from_estimates(
+            lambda gradient, mean: factor * mean, mean=mo.running_average(mo.arithmetic())
+        )
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0]
+
+    with jax.checking_leaks():
+        np.testing.assert_array_equal(jax.jit(update)(2.0), [2.0, 2.0])
+
+
+@pytest.mark.parametrize("name", ["tree", "function", "updates", "rest"])
+def test_any_name_is_an_estimators(name):
+    formula = eval(f"lambda gradient, {name}: {name}")
+    tx = mo.from_estimates(formula, **{name: mo.running_average(mo.arithmetic())})
+    updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    np.testing.assert_array_equal(updates, [1.0, 1.0])
+
+
 def test_new_hyperparameters_are_no_new_compilation():
     """Outside of `jit`, a kernel is compiled once for all epsilons, decays and rates."""
-    from msvag_optax import _leaves
-
     gradient = jnp.ones((3, 17))
 
     def build(eps, decay):

@@ -15,14 +15,11 @@ from tests.conformance import PARAMS, RATE, ROWS
 # Between them, these rows do all that the others do; the fast tests hold them alone to the checks
 # that take long.
 TYPICAL = {
-    "adamw",
     "adapted-lion",
     "amsgrad",
-    "bert_adamw",
     "expectigrad",
     "lazy_rows",
     "msvag",
-    "novograd-averaging",
     "novograd-stacked",
 }
 
@@ -128,7 +125,9 @@ BROKEN = {
     conformance.check_multi_steps: counting_in_python,
     conformance.check_params_are_asked_for: altered(lambda u, s, p: (p, s)),
     conformance.check_partition: counting_in_python,
-    conformance.check_restored_run_continues: altered(with_a_float_count),
+    conformance.check_restored_run_continues: altered(
+        lambda u, s, _: (u, s._replace(count=jnp.asarray(1)))  # weakly typed
+    ),
     conformance.check_scheduled_learning_rate: lambda rate: mo.msvag(
         rate(0) if callable(rate) else rate
     ),

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import msvag_optax as mo
 
@@ -61,6 +62,29 @@ def test_watching_changes_no_update(gradients):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_no_gradient_no_signal_no_noise():
+    tx = mo.watch_moments(mo.arithmetic())
+    params = {"unused": jnp.ones(3), "empty": jnp.ones((0, 2)), "huge": jnp.ones(2)}
+    gradients = {k: jnp.stack([0 * p, 0 * p]) for k, p in params.items()}
+    gradients["huge"] = jnp.asarray([[1e25, 1e25], [-1e25, 1e25]])
+    _, state = run(tx, gradients, params)
+    ratios = mo.signal_to_noise(state)
+    assert ratios["unused"] == ratios["empty"] == 0
+    assert jnp.isfinite(ratios["huge"])
+    assert mo.noise_scale(tx.init({})) == 0
+
+
+def test_read_from_flax_nnx():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, mo.msvag(0.1), wrt=nnx.Param)
+    for scale in (1.0, 3.0):
+        x = scale * jnp.ones((4, 3))
+        optimizer.update(model, nnx.grad(lambda m, x=x: jnp.sum(m(x)))(model))
+    ratios = mo.signal_to_noise(optimizer.opt_state)
+    assert not any(jnp.isnan(leaf) for leaf in jax.tree.leaves(ratios))
+    assert jnp.isfinite(mo.noise_scale(optimizer.opt_state))
 
 
 def test_moments_must_be_in_one_place():

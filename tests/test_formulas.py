@@ -62,6 +62,16 @@ def test_over_rms_of_nothing_is_zero_and_of_nan_is_nan():
     assert jnp.isnan(formula(nan, second_moment=nan))
 
 
+def test_over_rms_of_the_unsquarable_is_of_unit_size():
+    formula = mo.over_rms(1e-8)
+    for x in (jnp.asarray([1e25, -1e30]), jnp.asarray([3e38, -2e19])):
+        np.testing.assert_allclose(abs(formula(x, second_moment=mo.square(x))), 1.0, rtol=1e-6)
+    huge = jnp.asarray([1e30 + 0j, 1e30j])
+    np.testing.assert_allclose(abs(formula(huge, second_moment=mo.square(huge))), 1.0, rtol=1e-6)
+    infinite = jnp.asarray([jnp.inf, -jnp.inf])
+    assert not jnp.isfinite(formula(infinite, second_moment=mo.square(infinite))).any()
+
+
 def test_factor_against_its_formula():
     rng = np.random.default_rng(0)
     mean, variance = rng.standard_normal(100), rng.uniform(0, 3, 100)

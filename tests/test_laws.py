@@ -69,6 +69,11 @@ def run(row: Row, gradients: Any) -> conformance.Trajectory:
     return conformance.trajectory(row)(RATE, PARAMS, gradients)
 
 
+def is_square(path: str) -> bool:
+    """Whether a state holds squares of gradients under this path, and not gradients."""
+    return any(name in path for name in ("second_moment", "biased_variance", "maximum"))
+
+
 def all_finite(tree: Any) -> bool:
     return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
@@ -191,6 +196,39 @@ def test_without_decay_the_average_is_the_newest_observation(name, observations)
     np.testing.assert_array_equal(moments.mean, observations)
 
 
+@functools.cache
+def averages_of_nonzero(name: str) -> Any:
+    """From a decay and gradients to the averages of their nonzero squares, and their number."""
+
+    @jax.jit
+    def run(decay: Any, gradients: Any) -> Any:
+        squares: Any = mo.running_average(WEIGHTINGS[name](decay), mo.square, count_nonzero=True)
+
+        def step(state: Any, gradient: Any) -> Any:
+            average, state = squares.update(gradient, state)
+            return state, (average, state.observations)
+
+        return jax.lax.scan(step, squares.init(gradients[0]), gradients)[1]
+
+    return run
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+@given(
+    decay=st.floats(0.0, 1.0, width=32),
+    gradients=hnp.arrays(np.float32, (STEPS, STEPS), elements=extreme, fill=st.just(0.0)),
+)
+def test_zeros_are_no_observations(name, decay, gradients):
+    average, count = averages_of_nonzero(name)(decay, gradients)
+    np.testing.assert_array_equal(count, np.cumsum(gradients != 0, axis=0))
+    for i, column in enumerate(gradients.T):
+        seen = column[column != 0]
+        repeated = np.resize(seen, STEPS)[:, None].repeat(STEPS, axis=1)
+        alone, _ = averages_of_nonzero(name)(decay, repeated)
+        expected = alone[len(seen) - 1, 0] if len(seen) else 0.0
+        np.testing.assert_allclose(average[-1, i], expected, rtol=4 * EPS)
+
+
 # The moments: what they are, and how they move with the gradients.
 
 
@@ -274,12 +312,18 @@ def test_accumulators_have_the_dtypes_that_are_asked_for(row):
     mean = dtypes_of_arrays(row, mu_dtype=jnp.bfloat16)
     square = dtypes_of_arrays(row, nu_dtype=jnp.float16)
     both = dtypes_of_arrays(row, mu_dtype=jnp.bfloat16, nu_dtype=jnp.float16)
-    assert jnp.bfloat16 in mean.values()
-    assert jnp.float16 in square.values()
-    for path, dtype in both.items():
-        # Each is a mean or a square, never both and never neither.
-        assert dtype == (jnp.bfloat16 if mean[path] == jnp.bfloat16 else jnp.float16), path
-        assert (mean[path] == jnp.bfloat16) != (square[path] == jnp.float16), path
+    for path in plain:
+        desired = (np.float32, np.float16) if is_square(path) else (jnp.bfloat16, np.float32)
+        assert (mean[path], square[path]) == desired, path
+        assert both[path] == (np.float16 if is_square(path) else jnp.bfloat16), path
+
+
+def test_adapted_direction_keeps_its_moments_in_the_dtypes_that_are_asked_for():
+    tx = mo.variance_adapted(optax.scale_by_sign(), mu_dtype=jnp.bfloat16, nu_dtype=jnp.float16)
+    state = tx.init(PARAMS)
+    for name in PARAMS:
+        assert optax.tree.get(state, "mean")[name].dtype == jnp.bfloat16
+        assert optax.tree.get(state, "biased_variance")[name].dtype == jnp.float16
 
 
 @pytest.mark.parametrize("row", WITH_DTYPES, ids=lambda row: row.name)
@@ -547,8 +591,7 @@ def test_second_moments_of_complex_gradients_are_real(row):
     params = jax.tree.map(jnp.zeros_like, complex_stream()[0])
     state = conformance.run_eagerly(row.build(RATE), complex_stream(), params).state
     for path, leaf in conformance.leaves_by_name(state).items():
-        squares = ("second_moment", "biased_variance", "maximum")
-        if any(name in path for name in squares):
+        if is_square(path):
             assert not jnp.iscomplexobj(leaf), path
         elif jnp.shape(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact):
             assert jnp.iscomplexobj(leaf), path

@@ -12,8 +12,7 @@ from msvag_optax import paths
 
 
 def names_of(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return sorted(mo.path_name(path) for path, _ in leaves)
+    return sorted(jax.tree.leaves(mo.path_names(tree)))
 
 
 class NNXBlock(nnx.Module):
@@ -100,11 +99,8 @@ def test_exclusions_work_in_every_framework(framework):
     independent = optax.chain(tx, mo.subtract_decayed_weights(0.5, ["/norm/", "/(bias|b)$"]))
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = independent.update(ones, independent.init(params), ones)
-    decayed = [
-        mo.path_name(path)
-        for path, update in jax.tree_util.tree_leaves_with_path(updates)
-        if jnp.any(update != 0)
-    ]
+    names = jax.tree.leaves(mo.path_names(updates))
+    decayed = [n for n, u in zip(names, jax.tree.leaves(updates), strict=True) if jnp.any(u != 0)]
     assert decayed == ["encoder/dense/" + SPELLINGS[framework][1]]
 
 
@@ -119,6 +115,24 @@ def test_a_key_called_value_is_kept():
         "attention/key",
         "attention/value",
     ]
+
+
+class Head(eqx.Module):
+    value: jax.Array
+    key: jax.Array
+
+
+def test_a_field_called_value_is_kept():
+    head = Head(jnp.ones(2), jnp.ones(2))
+    assert names_of({"head": head}) == ["head/key", "head/value"]
+
+
+def test_names_make_labels():
+    params = {"encoder": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+    labels = jax.tree.map(lambda name: name.split("/")[0], mo.path_names(params))
+    tx = optax.partition({"encoder": mo.novograd(0.1), "head": mo.adamw(0.1)}, labels)
+    tx.update(params, tx.init(params), params)
+    assert labels == {"encoder": {"w": "encoder"}, "head": {"w": "head"}}
 
 
 def test_holes_have_names():

@@ -216,6 +216,7 @@ def test_report(capsys, tmp_path):
     params = {
         "encoder": {"kernel": jnp.ones((300, 40)), "bias": jnp.ones(40)},
         "scale": jax.ShapeDtypeStruct((), jnp.float32),
+        "steps": jnp.arange(3),
     }
     mo.weight_decay_report(params, exclude=["bias", "scale"])
     assert capsys.readouterr().out.splitlines() == [
@@ -223,11 +224,12 @@ def test_report(capsys, tmp_path):
         "encoder/bias          40  no",
         "encoder/kernel     12000  yes",
         "scale                  1  no",
-        "12000 of 12041 elements decay, in 1 of 3 parameters.",
+        "steps                  3  no (not trained)",
+        "12000 of 12044 elements decay, in 1 of 4 parameters.",
     ]
     with (tmp_path / "report").open("w") as file:
         mo.weight_decay_report(params, file=file)
-    assert "12041 of 12041" in (tmp_path / "report").read_text()
+    assert "12041 of 12044" in (tmp_path / "report").read_text()
     with pytest.raises(ValueError, match="`exclude` has the pattern 'x'"):
         mo.weight_decay_report(params, exclude=["x"])
     mo.weight_decay_report({})

@@ -1,10 +1,14 @@
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import msvag_optax as mo
+from msvag_optax import _leaves
 
 MIXED = {
     "low": jnp.ones(3, jnp.bfloat16),
@@ -107,10 +111,34 @@ def test_mismatched_trees_are_told_apart():
     tx = mo.skip_gradientless(optax.trace(0.9))
     params = {"a": {"w": jnp.ones(3)}}
     state = tx.init(params)
-    with pytest.raises(ValueError, match="updates and the parameters have different tree struct"):
+    with pytest.raises(ValueError, match="another tree structure than the parameters") as caught:
         tx.update({"b": jnp.ones(3)}, state, params)
+    assert "only the updates have 'b'; only the parameters have 'a/w'" in str(caught.value)
     with pytest.raises(ValueError, match=r"The update of 'a/w' has shape \(1,\), .* \(3,\)"):
         tx.update({"a": {"w": jnp.ones(1)}}, state, params)
+
+
+def test_many_differences_are_told_in_few_words():
+    tx = mo.msvag(0.1)
+    params = {f"layer_{i}": jnp.ones(1) for i in range(500)}
+    with pytest.raises(ValueError, match="and 494 more") as caught:
+        tx.update({"layer_7": jnp.ones(1)}, tx.init(params), params)
+    assert len(str(caught.value)) < 300
+
+
+def test_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(_leaves.LeafMismatchError((1,), (3,), "bias")))
+    assert "'bias' has shape (1,)" in str(error)
+
+
+@pytest.mark.parametrize("tx", [optax.sm3(0.1), optax.adafactor(0.1), optax.contrib.muon(0.1)])
+def test_dependable_is_the_transformation(tx):
+    """Also where the state is no tree like the parameters'."""
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    wrapped = mo.dependable(tx)
+    ours, _ = wrapped.update(params, wrapped.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, ours, updates)
 
 
 def test_tree_that_state_does_not_know():

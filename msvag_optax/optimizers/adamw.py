@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
@@ -55,7 +56,8 @@ def adamw(
         `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
-      nu_dtype: the dtype in which the second moment is kept, likewise.
+      nu_dtype: the dtype in which the second moment is kept, likewise. In bfloat16 an average
+        whose newest weight is below 1/512, as at `b2=0.999`, cannot forget.
 
     Returns:
       The optimizer. Its state has the averages under `mean` and `second_moment`: two floats a
@@ -95,6 +97,20 @@ def adamw(
     )
 
 
+def _clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, for gradients of any size: no square overflows."""
+
+    def clip(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        largest = optax.tree.norm(updates, ord=jnp.inf)
+        safe = jnp.where(largest == 0, 1, largest)
+        norm = largest * optax.tree.norm(jax.tree.map(lambda g: g / safe, updates))
+        scale = jnp.where(norm > max_norm, max_norm / norm, 1)
+        return jax.tree.map(lambda g: g * jnp.where(jnp.isnan(norm), norm, scale), updates)
+
+    return optax.stateless(clip)
+
+
 _BERT_EXCLUSIONS = ("LayerNorm", "layer_norm", "bias")
 
 
@@ -123,8 +139,8 @@ def bert_adamw(
     `max_grad_norm`, :math:`\beta_1` is `b1`, :math:`\beta_2` is `b2`, :math:`\varepsilon` is `eps`,
     :math:`\lambda` is `weight_decay` and :math:`\eta_k` is `warmup_linear_decay_schedule(init_lr,
     num_train_steps, num_warmup_steps)`. The first steps lack the correction of their bias, which
-    makes them up to :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}` times as long as Adam's; warm-up
-    hides that.
+    makes them :math:`(1 - \beta_1^t) / \sqrt{1 - \beta_2^t}` times as long as Adam's: 3.2 times at
+    the first and 6.6 times at the twelfth, at the defaults. Warm-up hides that.
 
     Args:
       init_lr: the rate that warm-up heads for, a finite number of at least 0.
@@ -168,7 +184,7 @@ def bert_adamw(
     _checks.check_decays(b1=b1, b2=b2)
     if max_grad_norm is not None:
         _checks.check_number("max_grad_norm", max_grad_norm, "(0, inf)")
-    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    clip = optax.identity() if max_grad_norm is None else _clip_by_global_norm(max_grad_norm)
     return named_optimizer(
         clip=clip,
         direction=from_estimates(

@@ -62,6 +62,7 @@ def amsgrad(
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the second moment and its maximum are kept, likewise.
+        In bfloat16 an average whose newest weight is below 1/512, as at `b2=0.999`, cannot forget.
 
     Returns:
       The optimizer. Its state has the mean under `mean`, and under `second_moment` the second

@@ -70,7 +70,7 @@ def dissection(
     adam         0.5774
     msvag        0.3810
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), table 1.
+    Source: Balles and Hennig, *Dissecting Adam* (2018), figure 1.
     """
     _checks.check_decays(beta=beta)
 

@@ -44,7 +44,7 @@ def msvag(
 
     Args:
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
-      beta: the decay of mean and variance, in [0, 1); 0 is SGD, bit for bit.
+      beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: regular expressions, searched in paths such as
         `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
@@ -111,7 +111,7 @@ def svag(
 
     Args:
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
-      beta: the decay of mean and variance, in [0, 1); 0 is SGD, bit for bit.
+      beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: regular expressions, searched in paths such as
         `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
@@ -137,7 +137,7 @@ def svag(
     >>> print(updates.round(4))  # -1, and 1 / (1 + 72) of 1
     [-1.      0.0137]
 
-    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.2 and algorithm 1 without
+    Source: Balles and Hennig, *Dissecting Adam* (2018), section 3, and algorithm 1 without
     momentum. The authors' code (lballes/msvag) differs at the first step as for `msvag`.
     """
     _checks.check_decays(beta=beta)

@@ -68,7 +68,8 @@ def novograd(
         `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
       mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
         float32.
-      nu_dtype: the dtype in which the squared norms are kept, likewise.
+      nu_dtype: the dtype in which the squared norms are kept, likewise. In bfloat16 an
+        average whose newest weight is below 1/512, as at `b2=0.999`, cannot forget.
 
     Returns:
       The optimizer. Its state has the norms under `second_moment`, a float a layer, and the
