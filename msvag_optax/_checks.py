@@ -1,5 +1,6 @@
 """Hyperparameters are checked once, when an optimizer is built, in one wording."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 def is_concrete(value: object) -> bool:
@@ -101,6 +103,29 @@ def check_dtypes(**dtypes: Any) -> None:
             raise TypeError(f"{wanted}, got {value!r}.") from None
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
             raise ValueError(f"{wanted}, got {value!r}.")
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raises unless `value` is a gradient transformation (and not the factory of one)."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"`{name}` must be a GradientTransformation such as optax.trace(0.9), got {value!r}."
+        )
+
+
+def check_function_of_one_array(name: str, value: Any) -> None:
+    """Raises unless `value` can be called with one array and nothing else."""
+    wanted = f"`{name}` must be a function of one array, or None"
+    if not callable(value):
+        raise TypeError(f"{wanted}, got {value!r}.")
+    try:
+        signature = inspect.signature(value)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind("array")
+    except TypeError as error:
+        raise TypeError(f"{wanted}, got {value!r}: {error}. Is it yet to be called?") from None
 
 
 def check_patterns(name: str, value: Any) -> None:

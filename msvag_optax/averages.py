@@ -82,8 +82,8 @@ def running_average(
     _check_weighting(weighting)
     _checks.check_flags(count_nonzero=count_nonzero)
     _checks.check_dtypes(dtype=dtype)
-    if of is not None and not callable(of) and not isinstance(of, paths.PerLeaf):
-        raise TypeError(f"`of` must be a function of one array, or None, got {of!r}.")
+    if of is not None and not isinstance(of, paths.PerLeaf):
+        _checks.check_function_of_one_array("of", of)
     weight = _leaves.as_partial(weighting.weight)
     call = _leaves.call_for(
         weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity
@@ -431,7 +431,7 @@ def running_max(
 
     Source: Reddi et al., *On the Convergence of Adam and Beyond* (2018), algorithm 2.
     """
-    _check_estimator(estimator)
+    _checks.check_transformation("estimator", estimator)
     _checks.check_dtypes(dtype=dtype)
     inner = optax.with_extra_args_support(estimator)
 
@@ -458,14 +458,6 @@ def running_max(
         return maximum, RunningMaxState(_cast_like(maximum, state.maximum), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check_estimator(estimator: Any, name: str = "estimator") -> None:
-    if not isinstance(estimator, optax.GradientTransformation):
-        raise TypeError(
-            f"`{name}` must be a GradientTransformation such as "
-            f"running_average(exponential(0.9)), got {estimator!r}."
-        )
 
 
 class BiasCorrectedState(NamedTuple):
@@ -515,7 +507,7 @@ def bias_corrected(
 
     Source: Kingma and Ba, *Adam* (2015), section 3.
     """
-    _check_estimator(estimator)
+    _checks.check_transformation("estimator", estimator)
     _checks.check_decays(decay=decay)
     inner = optax.with_extra_args_support(estimator)
 

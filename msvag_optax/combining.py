@@ -95,17 +95,14 @@ def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
     if not estimators:
         raise TypeError("`from_estimates` needs at least one estimator, given by keyword.")
     for name, estimator in estimators.items():
-        if not isinstance(estimator, optax.GradientTransformation):
-            raise TypeError(
-                f"The estimator `{name}` must be a GradientTransformation such as "
-                f"running_average(exponential(0.9)), got {estimator!r}."
-            )
+        _checks.check_transformation(name, estimator)
+    signature = inspect.signature(formula)
     try:
-        inspect.signature(formula).bind("gradient", **estimators)
+        signature.bind("gradient", **estimators)
     except TypeError as error:
         raise TypeError(
-            f"The formula takes {inspect.signature(formula)}, which does not fit a gradient and "
-            f"estimates named {', '.join(estimators)}: {error}."
+            f"`formula` takes ({', '.join(signature.parameters)}), which does not fit a gradient "
+            f"and estimates named {', '.join(estimators)}: {error}."
         ) from None
 
 
@@ -145,11 +142,7 @@ def chain_estimators(
     if not estimators:
         raise TypeError("`chain_estimators` needs at least one estimator.")
     for index, estimator in enumerate(estimators):
-        if not isinstance(estimator, optax.GradientTransformation):
-            raise TypeError(
-                f"Estimator {index} of the chain must be a GradientTransformation, "
-                f"got {estimator!r}."
-            )
+        _checks.check_transformation(f"estimators[{index}]", estimator)
     links = [optax.with_extra_args_support(estimator) for estimator in estimators]
 
     def init(params: optax.Params) -> tuple[optax.OptState, ...]:
@@ -225,11 +218,7 @@ def variance_adapted(
 
     Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
-    if not isinstance(direction, optax.GradientTransformation):
-        raise TypeError(
-            "`direction` must be a GradientTransformation such as optax.trace(0.9), "
-            f"got {direction!r}."
-        )
+    _checks.check_transformation("direction", direction)
     _checks.check_decays(beta=beta)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     _checks.check_flags(of_mean=of_mean)

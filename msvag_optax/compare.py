@@ -227,7 +227,7 @@ def _reddi(summary: str, seeds: int) -> Experiment:
         panels=(
             Panel(_ITERATE, "steps", "Where each optimizer walks"),
             Panel(_REGRET, "steps", "What the walk costs: average regret"),
-            Panel(_ITERATE, "rates", "Where it ends, whatever the rate"),
+            Panel(_ITERATE, "rates", "Where it ends, against the learning rate"),
         ),
         gradient_size=100.0,
         b2=0.99,

@@ -54,6 +54,7 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
     >>> update.dtype.name, optax.tree.get(state, "trace").dtype.name
     ('bfloat16', 'float32')
     """
+    _checks.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def widen(tree: Any) -> Any:
@@ -70,10 +71,23 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
     ) -> tuple[optax.Updates, optax.OptState]:
         wide_params = None if params is None else widen(params)
         new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
+        _check_updates(updates, new_updates)
         dtypes = jax.tree.map(jnp.result_type, updates)
         return jax.tree.map(lambda d, u: _leaves.narrow(u, d), dtypes, new_updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_updates(gradients: optax.Updates, updates: optax.Updates) -> None:
+    """Raises unless the updates have the gradients' shapes, which an estimate may not have."""
+    leaves, treedef = jax.tree.flatten(gradients)
+    for index, (old, new) in enumerate(zip(leaves, treedef.flatten_up_to(updates), strict=True)):
+        if getattr(new, "shape", None) != jnp.shape(old):
+            made = f"shape {new.shape}" if hasattr(new, "shape") else f"type {type(new).__name__}"
+            raise ValueError(
+                f"The update of {paths.names(gradients)[index]!r} has {made}, its gradient has "
+                f"shape {jnp.shape(old)}: an estimate is made an update by `from_estimates`."
+            )
 
 
 def kept_in(
@@ -105,6 +119,7 @@ def kept_in(
     ('float32', 'bfloat16')
     """
     _checks.check_dtypes(dtype=dtype)
+    _checks.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     if dtype is None:
@@ -165,6 +180,7 @@ def skip_gradientless(
     >>> state.trace["weight"]
     Array([1., 1.], dtype=float32)
     """
+    _checks.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def hide(params: optax.Params) -> optax.Params:
@@ -204,14 +220,10 @@ def _update(
 ) -> tuple[optax.Updates, optax.OptState]:
     """`inner.update`, where updates that do not fit the state fail with a sentence."""
     try:
-        new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        return inner.update(updates, state, params, **extra_args)
     except (TypeError, ValueError):
         _check_fits_state(inner, updates, state)
         raise
-    shapes = jax.tree.leaves(jax.tree.map(jnp.shape, updates))
-    if shapes != jax.tree.leaves(jax.tree.map(jnp.shape, new_updates)):  # something broadcast
-        _check_fits_state(inner, updates, state)
-    return new_updates, new_state
 
 
 def _check_fits_state(
@@ -248,8 +260,13 @@ def _check_same_tree(updates: optax.Updates, params: optax.Params) -> None:
     if update_tree != param_tree:
         raise _leaves.structure_mismatch(updates, params, "the parameters")
     for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
-        if not (is_inexact(update) and is_inexact(param)):
+        if update is None or not is_inexact(param):
             continue
+        if not is_inexact(update):
+            raise ValueError(
+                f"The update of {paths.names(updates)[index]!r} must be of a floating-point dtype, "
+                f"got {getattr(update, 'dtype', type(update).__name__)}."
+            )
         if jnp.shape(update) != jnp.shape(param):
             raise ValueError(
                 f"The update of {paths.names(updates)[index]!r} has shape {jnp.shape(update)}, "
@@ -331,6 +348,7 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
     Source: TensorFlow's sparse gradients, under which an optimizer visits the rows that were looked
     up and no others.
     """
+    _checks.check_transformation("tx", tx)
     inner = optax.with_extra_args_support(tx)
 
     def update(
@@ -401,6 +419,7 @@ def shard_like_params(
     >>> jax.jit(tx.init)(params).trace.sharding.spec == sharding.spec
     True
     """
+    _checks.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> optax.OptState:

@@ -115,7 +115,7 @@ def test_chained_estimators_have_each_others_shapes():
 def test_chained_estimators_must_be_estimators():
     with pytest.raises(TypeError, match="at least one"):
         mo.chain_estimators()
-    with pytest.raises(TypeError, match="Estimator 1 of the chain"):
+    with pytest.raises(TypeError, match=r"`estimators\[1\]` must be a GradientTransformation"):
         mo.chain_estimators(optax.identity(), mo.square)
 
 

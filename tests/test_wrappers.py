@@ -118,6 +118,44 @@ def test_mismatched_trees_are_told_apart():
         tx.update({"a": {"w": jnp.ones(1)}}, state, params)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        mo.dependable,
+        mo.full_precision,
+        mo.lazy_rows,
+        mo.shard_like_params,
+        mo.skip_gradientless,
+        lambda tx: mo.kept_in(tx, jnp.bfloat16),
+    ],
+)
+def test_factory_is_no_transformation(wrap):
+    with pytest.raises(TypeError, match="must be a GradientTransformation such as"):
+        wrap(mo.msvag)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "made"),
+    [
+        (mo.running_average(mo.arithmetic(), of=mo.layer_square_norm()), r"shape \(\)"),
+        (mo.running_moments(mo.arithmetic()), "type Moments"),
+    ],
+)
+def test_estimate_is_no_update(estimator, made):
+    tx = mo.dependable(optax.chain(estimator, optax.identity()))
+    params = {"a": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match=f"'a' has {made}, its gradient .*`from_estimates`"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_integers_are_no_gradient_of_a_float():
+    tx = mo.msvag(0.1)
+    with pytest.raises(
+        ValueError, match="update of 'a' must be of a floating-point dtype, got int"
+    ):
+        tx.update({"a": jnp.arange(3)}, tx.init({"a": jnp.ones(3)}), {"a": jnp.ones(3)})
+
+
 def test_many_differences_are_told_in_few_words():
     tx = mo.msvag(0.1)
     params = {f"layer_{i}": jnp.ones(1) for i in range(500)}

@@ -152,7 +152,8 @@ def bert_adamw(
       eps: the number added to the root, at least 0.
       exclude_from_weight_decay: regular expressions, searched in paths such as
         `encoder/layer_0/LayerNorm/scale`; what matches does not decay. The default holds spellings
-        of which a model needs to know one only; patterns of one's own must all be found.
+        of which a model needs to know one only, or none: to a model that spells all of them
+        otherwise (Haiku's `b` and `offset`), give patterns. One's own must all be found.
       max_grad_norm: the largest global norm, greater than 0; None does not clip.
 
     Returns:
