@@ -12,12 +12,11 @@ import optax
 
 from msvag_optax import _checks, _leaves, paths
 
+_NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
+
 
 def _is_none(node: Any) -> bool:
     return node is None
-
-
-_NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
 
 
 def _is_masked(node: Any) -> bool:

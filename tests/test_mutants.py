@@ -4,6 +4,7 @@ A mutant is a change of one place of the package. It is made in a copy, in which
 and must fail; without the change, they pass.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -264,7 +265,15 @@ def test_mutant_is_caught(name, tmp_path):
         )
     path.write_text(mutated)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.tests]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}  # saves most of the time
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | compiled,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-2000:]
     assert " failed" in run.stdout
     assert " error" not in run.stdout.splitlines()[-1]
