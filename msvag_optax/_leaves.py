@@ -78,7 +78,12 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     """`function` as a `Partial`, an argument for the `call` that `call_for(function)` gives."""
     if isinstance(function, Partial):
         return function
-    return Partial(function) if _lives_in_its_module(function) else Partial(_Weak(function))
+    if _lives_in_its_module(function):
+        return Partial(function)
+    try:
+        return Partial(_Weak(function))
+    except TypeError:  # some functions written in C bear no weak reference; they close over nothing
+        return Partial(function)
 
 
 class LeafMismatchError(ValueError):

@@ -88,9 +88,10 @@ def running_average(
     call = _leaves.call_for(
         weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity
     )
+    quantities_of = _quantities_of(of)
 
     def init(params: optax.Params) -> RunningAverageState:
-        average = jax.tree.map(lambda p, f: _zeros_of(f, p, dtype), params, _quantities(of, params))
+        average = jax.tree.map(lambda p, f: _zeros_of(f, p, dtype), params, quantities_of(params))
         if count_nonzero:
             observations = jax.tree.map(lambda a: _leaves.zeros_like(a, jnp.int32), average)
         else:
@@ -104,7 +105,7 @@ def running_average(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RunningAverageState]:
         del params, extra_args
-        quantities = _quantities(of, updates)
+        quantities = quantities_of(updates)
         if count_nonzero:
             step = Partial(_observe_nonzero, weight)
             pairs = _leaves.map_leaves(
@@ -135,12 +136,25 @@ def _identity(gradient: jax.Array) -> jax.Array:
     return gradient
 
 
-def _quantities(of: Any, tree: Any) -> Any:
-    """The function to average, at each leaf of `tree`."""
-    if isinstance(of, paths.PerLeaf):
-        return jax.tree.map(_leaves.as_partial, of.resolve(tree), is_leaf=callable)
-    quantity = _leaves.as_partial(_identity if of is None else of)
-    return jax.tree.map(lambda _: quantity, tree)
+def _quantities_of(of: Any) -> Callable[[Any], Any]:
+    """A function from a tree to a tree that has at each leaf what is averaged there."""
+    if not isinstance(of, paths.PerLeaf):
+        quantity = _leaves.as_partial(_identity if of is None else of)
+        return lambda tree: jax.tree.map(lambda _: quantity, tree)
+    resolved: dict[Any, Any] = {}  # once for a tree, so that each step has the same functions
+
+    def resolve(tree: Any) -> Any:
+        shapes = jax.tree.map(_shape_of, tree)
+        key = (*paths.names(tree), *(leaf.shape for leaf in jax.tree.leaves(shapes)))
+        if key not in resolved:
+            resolved[key] = of.resolve(shapes)
+        return jax.tree.map(_leaves.as_partial, resolved[key], is_leaf=callable)
+
+    return resolve
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _zeros_of(quantity: Partial, param: Any, dtype: Any) -> jax.Array:

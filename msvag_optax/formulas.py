@@ -8,7 +8,7 @@ seen in the update.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,14 +113,14 @@ def layer_square_norm(
     if not stacked:
         return Partial(_square_norm)
 
-    def norm_of(name: str, leaf: jax.Array) -> Partial:
+    def norm_of(name: str, leaf: jax.ShapeDtypeStruct) -> Partial:
         if not paths.matches(stacked, name):
             return Partial(_square_norm)
-        if jnp.ndim(leaf) == 0:
+        if leaf.ndim == 0:
             raise ValueError(f"`stacked` matches {name!r}, a scalar without an axis of layers.")
         return Partial(_square_norm_of_rows)
 
-    def resolve(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    def resolve(tree: Any) -> Any:
         paths.check_patterns_match("stacked", stacked, tree)
         return paths.map_with_name(norm_of, tree)
 

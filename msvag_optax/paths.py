@@ -18,7 +18,8 @@ class PerLeaf(NamedTuple):
     """A function of one array that is chosen for each parameter by its place in the tree.
 
     Attributes:
-      resolve: maps a tree to a tree of the same structure with a function at each leaf.
+      resolve: maps a tree of `jax.ShapeDtypeStruct` to a tree of the same structure with a function
+        at each leaf.
     """
 
     resolve: Callable[[Any], Any]

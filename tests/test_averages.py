@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,38 @@ def observations():
 def test_average_of_a_quantity(observations):
     estimates, _ = run(mo.running_average(mo.arithmetic(), of=jnp.abs), observations)
     np.testing.assert_allclose(estimates[-1], np.abs(observations).mean(0), rtol=1e-6)
+
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def square(self, gradient):
+        return self.factor * gradient**2
+
+
+@pytest.mark.parametrize(
+    "of",
+    [jnp.square, abs, lambda g: g**2, Scale(1.0).square, functools.partial(jnp.power, 1.0)],
+    ids=["jnp", "builtin", "lambda", "method", "partial"],
+)
+def test_any_function_is_a_quantity(of):
+    estimates, _ = run(mo.running_average(mo.arithmetic(), of=of), jnp.asarray([[1.0], [1.0]]))
+    assert estimates[-1] == 1
+
+
+def test_quantities_that_differ_from_leaf_to_leaf():
+    resolved = []
+
+    def resolve(tree):
+        resolved.append(tree)
+        return {name: (lambda g, p=power: g**p) for power, name in enumerate(sorted(tree))}
+
+    estimator = mo.running_average(mo.arithmetic(), of=mo.PerLeaf(resolve))
+    gradients = {name: jnp.full((3, 1), 2.0) for name in "abc"}
+    estimates, _ = run(estimator, gradients)
+    assert jax.tree.map(float, jax.tree.map(jnp.squeeze, estimates[-1])) == {"a": 1, "b": 2, "c": 4}
+    assert len(resolved) == 1
 
 
 def test_counting_nonzero_entries_only():
