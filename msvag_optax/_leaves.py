@@ -1,5 +1,6 @@
 """How a formula for one array is carried to a whole tree: traced once for all leaves of a shape."""
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable
@@ -170,6 +171,7 @@ def scalar_dtype() -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(jnp.float64)
 
 
+@functools.lru_cache
 def wide_dtype(dtype: Any) -> jnp.dtype:
     """`dtype`, or float32 where it is narrower."""
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -178,8 +180,9 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """`x` in float32 or wider; complex stays complex."""
-    return x.astype(wide_dtype(x.dtype))
+    """`x` in float32 or wider, and of no weak type; complex stays complex."""
+    wide = wide_dtype(x.dtype)
+    return x if x.dtype == wide and not x.weak_type else x.astype(wide)
 
 
 def real_dtype(dtype: Any) -> jnp.dtype:
@@ -197,7 +200,9 @@ def kept_dtype(dtype: Any, asked: Any) -> jnp.dtype:
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` in `dtype`; what is finite stays finite, at the largest number that `dtype` holds."""
-    if x.dtype == dtype or jnp.issubdtype(dtype, jnp.complexfloating):
+    if x.dtype == dtype:
+        return x
+    if jnp.issubdtype(dtype, jnp.complexfloating):
         return x.astype(dtype)
     largest = jnp.finfo(dtype).max.astype(x.dtype)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)

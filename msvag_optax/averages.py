@@ -145,7 +145,8 @@ def _quantities_of(of: Any) -> Callable[[Any], Any]:
 
     def resolve(tree: Any) -> Any:
         shapes = jax.tree.map(_shape_of, tree)
-        key = (*paths.names(tree), *(leaf.shape for leaf in jax.tree.leaves(shapes)))
+        leaves, treedef = jax.tree.flatten(shapes)
+        key = treedef, tuple(leaf.shape for leaf in leaves)
         if key not in resolved:
             resolved[key] = of.resolve(shapes)
         return jax.tree.map(_leaves.as_partial, resolved[key], is_leaf=callable)

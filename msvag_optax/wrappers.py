@@ -57,7 +57,9 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
     inner = optax.with_extra_args_support(inner)
 
     def widen(tree: Any) -> Any:
-        return jax.tree.map(lambda x: _leaves.widen(jnp.asarray(x)), tree)
+        return jax.tree.map(
+            lambda x: _leaves.widen(x if isinstance(x, jax.Array) else jnp.asarray(x)), tree
+        )
 
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(widen(params))
@@ -71,8 +73,10 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
         wide_params = None if params is None else widen(params)
         new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
         _check_updates(updates, new_updates)
-        dtypes = jax.tree.map(jnp.result_type, updates)
-        return jax.tree.map(lambda d, u: _leaves.narrow(u, d), dtypes, new_updates), state
+        narrow = jax.tree.map(
+            lambda g, u: _leaves.narrow(u, jnp.result_type(g)), updates, new_updates
+        )
+        return narrow, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
