@@ -125,6 +125,9 @@ MUTANTS = {
         "x",
         FORMULAS,
     ),
+    "gradients too large to square, divided by the root of less": Mutant(
+        "formulas.py", "return x / jnp.maximum(1, jnp.abs(x) / largest)", "return x", FORMULAS
+    ),
     # Averages.
     "square dropped from the sum of squared weights": Mutant(
         "averages.py",
@@ -161,8 +164,8 @@ MUTANTS = {
     "zeros counted": Mutant("averages.py", "jnp.where(seen, moved, average)", "moved", GOLDEN),
     "no maximum": Mutant(
         "averages.py",
-        "_leaves.map_leaves(jnp.maximum, estimate, state.maximum)",
-        "estimate",
+        "Partial(jnp.maximum), estimate",
+        "Partial(lambda newest, _: newest), estimate",
         GOLDEN,
     ),
     "averages in the gradient's precision": Mutant(
