@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,10 +130,16 @@ def check_function_of_one_array(name: str, value: Any) -> None:
 
 
 def check_patterns(name: str, value: Any) -> None:
-    """Raises unless `value` is a sequence of strings (a lone string is a common slip)."""
+    """Raises unless `value` is a sequence of regular expressions (a lone string is a slip)."""
     wanted = f"`{name}` must be a sequence of regular expressions such as ('bias', 'norm')"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{wanted}, got {value!r}.")
     for pattern in value:
         if not isinstance(pattern, str):
             raise TypeError(f"{wanted}, got {pattern!r} in it.")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"`{name}` must hold regular expressions, got {pattern!r}: {error}."
+            ) from None

@@ -109,7 +109,6 @@ def layer_square_norm(
     algorithm 1.
     """
     _checks.check_patterns("stacked", stacked)
-    paths.check_patterns_compile("stacked", stacked)
     if not stacked:
         return Partial(_square_norm)
 

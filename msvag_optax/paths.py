@@ -100,17 +100,6 @@ def matches(patterns: Sequence[str], name: str) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def check_patterns_compile(argument: str, patterns: Sequence[str]) -> None:
-    """Raises ValueError, naming `argument`, unless all patterns are regular expressions."""
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"`{argument}` must hold regular expressions, got {pattern!r}: {error}."
-            ) from None
-
-
 def check_patterns_match(argument: str, patterns: Sequence[str], tree: Any) -> None:
     """Raises ValueError if a pattern is found in no name of `tree`, and lists the names.
 

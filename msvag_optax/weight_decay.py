@@ -57,18 +57,13 @@ def weight_decay_mask(exclude: Sequence[str]) -> Callable[[Any], Any]:
     >>> mo.weight_decay_mask(["bias$", "^norm/"])(params)
     {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
     """
-    _check_patterns("exclude", exclude)
+    _checks.check_patterns("exclude", exclude)
 
     def mask(tree: Any) -> Any:
         paths.check_patterns_match("exclude", exclude, tree)
         return _decays(exclude, tree)
 
     return mask
-
-
-def _check_patterns(argument: str, exclude: Sequence[str]) -> None:
-    _checks.check_patterns(argument, exclude)
-    paths.check_patterns_compile(argument, exclude)
 
 
 def _decays(exclude: Sequence[str], tree: Any) -> Any:
@@ -177,7 +172,7 @@ def decayed_weights(
     Returns:
       The transformation.
     """
-    _check_patterns(argument, exclude)
+    _checks.check_patterns(argument, exclude)
     if _checks.is_concrete(weight_decay) and weight_decay == 0:
         link = optax.identity()
     else:
@@ -216,18 +211,12 @@ def weight_decay_report(
     steps             1  no (not trained)
     12 of 16 elements decay, in 1 of 3 parameters.
     """
-    excluded = jax.tree.map(lambda decays: not decays, weight_decay_mask(exclude)(params))
+    trees = paths.path_names(params), params, weight_decay_mask(exclude)(params)
     rows = []
-    for name, leaf, is_excluded in zip(
-        jax.tree.leaves(paths.path_names(params)),
-        jax.tree.leaves(params),
-        jax.tree.leaves(excluded),
-        strict=True,
-    ):
-        trained = wrappers.is_inexact(leaf)
+    for name, leaf, decays in zip(*map(jax.tree.leaves, trees), strict=True):
         size = math.prod(getattr(leaf, "shape", ()))
-        answer = "no (not trained)" if not trained else "no" if is_excluded else "yes"
-        rows.append((name, size, answer))
+        answer = "yes" if decays else "no"
+        rows.append((name, size, answer if wrappers.is_inexact(leaf) else "no (not trained)"))
     heading = ("parameter", "elements", "weight decay")
     width = max(len(name) for name in (heading[0], *(name for name, _, _ in rows)))
     digits = max(len(heading[1]), *(len(str(size)) for _, size, _ in rows), 0)
