@@ -7,7 +7,7 @@ Eight host devices stand for the machines; nothing is timed, nothing is even run
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
 from benchmarks.step import donated_step
-from benchmarks.trees import TREES
+from benchmarks.trees import TREES, Shapes
 
 RATE = 1e-3
 COLLECTIVE = re.compile(
-    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r" = (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
+ARRAY = re.compile(r"\b[a-z]+(\d+)\[([\d,]*)\]")  # such as f32[16,4]
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "msvag": lambda: mo.msvag(RATE),
     "svag": lambda: mo.svag(RATE),
@@ -40,24 +41,26 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def replicated(shape: tuple[int, ...]) -> P:
+def replicated(shape: tuple[int, ...], mesh: Mesh) -> P:
     """Data-parallel: every device holds everything."""
-    del shape
+    del shape, mesh
     return P()
 
 
-def fully_sharded(shape: tuple[int, ...]) -> P:
-    """FSDP: each parameter is cut along the first axis that all devices divide."""
-    axis = next((i for i, size in enumerate(shape) if size % 8 == 0), None)
-    return P() if axis is None else P(*[None] * axis, ("data", "model"))
+def fully_sharded(shape: tuple[int, ...], mesh: Mesh) -> P:
+    """FSDP: each parameter is cut over all devices, along the first axis that they divide."""
+    axis = next((i for i, size in enumerate(shape) if size % mesh.size == 0), None)
+    return P() if axis is None else P(*[None] * axis, mesh.axis_names)
 
 
-def tensor_parallel(shape: tuple[int, ...]) -> P:
+def tensor_parallel(shape: tuple[int, ...], mesh: Mesh) -> P:
     """Matrices are cut along their last axis, over the devices of one axis of the mesh."""
+    del mesh
     return P(*[None] * (len(shape) - 1), "model") if len(shape) > 1 else P()
 
 
-LAYOUTS: dict[str, Callable[[tuple[int, ...]], P]] = {
+Layout = Callable[[tuple[int, ...], Mesh], P]
+LAYOUTS: dict[str, Layout] = {
     "data-parallel": replicated,
     "FSDP": fully_sharded,
     "tensor-parallel": tensor_parallel,
@@ -69,13 +72,18 @@ class Cost(NamedTuple):
 
     Attributes:
       collectives: how many of each kind the compiled step has.
+      bytes_reduced: what one device hands to them.
       bytes_a_device: of state, on one device.
       bytes_in_all: of state, if one device held it all.
+      bytes_touched: what one device reads or writes at least: all that goes into the step, and all
+        that comes out of it.
     """
 
     collectives: dict[str, int]
+    bytes_reduced: int
     bytes_a_device: int
     bytes_in_all: int
+    bytes_touched: int
 
 
 def make_mesh() -> Mesh:
@@ -94,40 +102,69 @@ def cost(tx: optax.GradientTransformation, params: Any) -> Cost:
     )
     compiled = donated_step(tx).lower(params, state, params).compile()
     found = COLLECTIVE.findall(compiled.as_text() or "")
+    kinds = [kind for _, kind in found]
+    memory = compiled.memory_analysis()
     leaves = jax.tree.leaves(state)
     return Cost(
-        {kind: found.count(kind) for kind in sorted(set(found))},
+        {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        sum(bytes_of(result) for result, _ in found),
         sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves),
         sum(x.size * x.dtype.itemsize for x in leaves),
+        memory.argument_size_in_bytes + memory.output_size_in_bytes,
     )
 
 
-def abstract_params(shapes: dict[str, tuple[int, ...]], layout: str, mesh: Mesh) -> Any:
+def bytes_of(type_: str) -> int:
+    """The bytes of an array, or of a tuple of arrays, as XLA writes its type.
+
+    >>> bytes_of("(f32[16,4]{1,0}, bf16[])")
+    258
+    """
+    return sum(
+        int(bits) // 8 * math.prod(int(size) for size in shape.split(",") if size)
+        for bits, shape in ARRAY.findall(type_)
+    )
+
+
+def abstract_params(
+    shapes: Shapes, layout: str, mesh: Mesh, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Any:
     """Parameters of these shapes without values, sharded by the layout."""
     return {
         name: jax.ShapeDtypeStruct(
-            shape, jnp.float32, sharding=NamedSharding(mesh, LAYOUTS[layout](shape))
+            shape, dtype, sharding=NamedSharding(mesh, LAYOUTS[layout](shape, mesh))
         )
         for name, shape in shapes.items()
     }
 
 
-def main() -> None:
-    """Prints a table in Markdown."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+def in_words(found: Cost) -> str:
+    """Such as `2 all-reduce (104 B)`."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items())
+    return f"{kinds} ({found.bytes_reduced:,} B)" if kinds else "none"
+
+
+def table() -> Iterator[str]:
+    """The lines of a table in Markdown, of every optimizer under every layout."""
     mesh, shapes = make_mesh(), TREES["transformer"]()
-    print(f"{TREES['transformer'].__doc__} jax {jax.__version__}, optax {optax.__version__}.\n")
-    print("| optimizer |" + "".join(f" {layout}: collectives | bytes |" for layout in LAYOUTS))
-    print("| --- |" + " --- | --- |" * len(LAYOUTS))
+    yield "| optimizer |" + "".join(f" {layout}: collectives | state |" for layout in LAYOUTS)
+    yield "| --- |" + " --- | --- |" * len(LAYOUTS)
     for name, build in OPTIMIZERS.items():
         cells = []
         for layout in LAYOUTS:
             found = cost(build(), abstract_params(shapes, layout, mesh))
-            kinds = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items())
-            cells += [kinds or "none", f"{found.bytes_a_device / found.bytes_in_all:.3f}"]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    print("\nBytes: of state on one of 8 devices, as a share of the whole state.")
+            cells += [in_words(found), f"{found.bytes_a_device / found.bytes_in_all:.3f}"]
+        yield f"| `{name}` | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Prints the table."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    print(f"{TREES['transformer'].__doc__} jax {jax.__version__}, optax {optax.__version__}.\n")
+    for line in table():
+        print(line, flush=True)
+    print("\nState: the share of its bytes that one of 8 devices holds.")
 
 
 if __name__ == "__main__":

@@ -18,23 +18,51 @@ def transformer() -> Shapes:
         block = f"block_{layer}"
         for norm in ("norm_1", "norm_2"):
             shapes |= {f"{block}/{norm}/{leaf}": (width,) for leaf in ("scale", "bias")}
-        dense = {
-            "query": (width, width),
-            "key": (width, width),
-            "value": (width, width),
-            "out": (width, width),
-        }
-        for name, shape in dense.items():
-            shapes[f"{block}/attention/{name}"] = shape
+        for name in ("query", "key", "value", "out"):
+            shapes[f"{block}/attention/{name}"] = (width, width)
         shapes[f"{block}/attention/bias"] = (width,)
         shapes[f"{block}/up/kernel"], shapes[f"{block}/up/bias"] = (width, 4 * width), (4 * width,)
         shapes[f"{block}/down/kernel"] = (4 * width, width)
     return shapes
 
 
-def many_leaves() -> Shapes:
+def resnet_50() -> Shapes:
+    """ResNet-50, for a thousand classes."""
+    shapes: Shapes = {"stem/conv": (7, 7, 3, 64), "stem/norm/scale": (64,), "stem/norm/bias": (64,)}
+    wide = 64
+    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
+        for block in range(blocks):
+            kernels = {"1": (1, 1, wide, width), "2": (3, 3, width, width)}
+            kernels |= {"3": (1, 1, width, 4 * width)}
+            if block == 0:
+                kernels |= {"shortcut": (1, 1, wide, 4 * width)}
+            for name, kernel in kernels.items():
+                layer = f"stage_{stage}/block_{block}/{name}"
+                shapes[f"{layer}/conv"] = kernel
+                shapes |= {f"{layer}/norm/{leaf}": kernel[-1:] for leaf in ("scale", "bias")}
+            wide = 4 * width
+    return shapes | {"head/kernel": (wide, 1_000), "head/bias": (1_000,)}
+
+
+def many_leaves(leaves: int = 1_000) -> Shapes:
     """A thousand small leaves."""
-    return {f"leaf_{index}": (32, 16) if index % 2 else (16,) for index in range(1_000)}
+    return {f"leaf_{index}": (32, 16) if index % 2 else (16,) for index in range(leaves)}
 
 
-TREES: dict[str, Callable[[], Shapes]] = {"transformer": transformer, "many-leaves": many_leaves}
+def embedding() -> Shapes:
+    """An embedding of 50,000 rows, and a small network on top of it."""
+    return {
+        "embedding": (50_000, 256),
+        "hidden/kernel": (256, 512),
+        "hidden/bias": (512,),
+        "head/kernel": (512, 2),
+        "head/bias": (2,),
+    }
+
+
+TREES: dict[str, Callable[[], Shapes]] = {
+    "transformer": transformer,
+    "resnet-50": resnet_50,
+    "many-leaves": many_leaves,
+    "embedding": embedding,
+}

@@ -1,5 +1,6 @@
 """Inside of `shard_map` and `pmap`, the norm of a layer is exact however the layer is cut."""
 
+import re
 from functools import partial
 
 import jax
@@ -40,20 +41,24 @@ SPECS = {
 }
 
 
-def train(tx, params):
+def train(tx, params, steps=STEPS):
     """A few steps downhill, where the gradient of each element is a function of it alone."""
     state = tx.init(params)
-    for _ in range(STEPS):
+    for _ in range(steps):
         gradients = jax.tree.map(lambda p: 3 * p + 1, params)
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
 
-def by_hand(tx, specs, check_vma=True, kind=AxisType.Auto):
+def by_hand(tx, specs, check_vma=True, kind=AxisType.Auto, steps=STEPS):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
     mapped = jax.shard_map(
-        partial(train, tx), mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=check_vma
+        partial(train, tx, steps=steps),
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=specs,
+        check_vma=check_vma,
     )
     shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
     return jax.jit(mapped), jax.device_put(PARAMS, shardings)
@@ -71,6 +76,12 @@ def test_pieces_make_the_norm_of_the_layer(spec, stacked, kind):
     tx = novograd(stacked=stacked, axis_name=("data", "model"))
     run, params = by_hand(tx, SPECS[spec], kind=kind)
     assert_close(run(params), train(novograd(stacked=stacked), PARAMS))
+
+
+def test_a_step_sums_all_layers_in_one_all_reduce():
+    run, params = by_hand(novograd(axis_name=("data", "model")), SPECS["both axes"], steps=1)
+    compiled = run.lower(params).compile().as_text()
+    assert len(re.findall(r" all-reduce(?:-start)?\(", compiled)) == 1
 
 
 def test_without_tracking_a_rule_says_which_parameters_are_cut():
