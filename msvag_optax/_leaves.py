@@ -219,6 +219,6 @@ def shard_like(x: Any, like: Any) -> Any:
     A traced array has no sharding to copy, so that XLA must be told; without this, state that is
     made under `jit` is replicated on every device of a mesh.
     """
-    if isinstance(like, jax.core.Tracer) and jnp.shape(x) == jnp.shape(like):
+    if isinstance(like, jax.core.Tracer) and getattr(x, "shape", None) == like.shape:
         return shard_alike(x, like)[0]
     return x

@@ -160,7 +160,8 @@ def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _zeros_of(quantity: Partial, param: Any, dtype: Any) -> jax.Array:
     """Zeros to keep averages of `quantity(param)` in, sharded like the parameter."""
-    value = quantity(_leaves.zeros_like(param, _leaves.wide_dtype(jnp.result_type(param))))
+    # Of the parameter, not of zeros: what is made of constants, XLA leaves no sharding to follow.
+    value = quantity(_leaves.widen(jnp.asarray(param)))
     return _leaves.zeros_like(value, _leaves.kept_dtype(value.dtype, dtype))
 
 
@@ -189,7 +190,7 @@ def _observe(
 def _observation(quantity: Partial, gradient: jax.Array, average: jax.Array) -> jax.Array:
     observation = quantity(_leaves.widen(gradient))
     if observation.shape != average.shape:
-        raise _leaves.LeafMismatchError(observation.shape, average.shape)
+        raise _leaves.LeafMismatchError(gradient.shape, average.shape)
     return observation
 
 

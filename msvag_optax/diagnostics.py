@@ -100,7 +100,8 @@ def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> An
 
     def ratio(name: str, moments: Moments) -> jax.Array:
         rows = paths.holds_layers(stacked, name, moments.mean.ndim)
-        return jnp.sqrt(_quotient(*_signal_and_noise(moments, rows)))
+        signal, noise = _signal_and_noise(moments, rows)
+        return jnp.sqrt(_quotient(jnp.maximum(0, signal), noise))
 
     return jax.tree.map(ratio, paths.path_names(means), moments)
 
@@ -149,7 +150,7 @@ def _signal_and_noise(moments: Moments, rows: bool = False) -> tuple[jax.Array, 
         return saturate(jnp.sum(x, axis=axes))
 
     signal = total(square(moments.mean)) - total(moments.variance_of_mean)
-    return jnp.maximum(0, signal), total(moments.variance)
+    return signal, total(moments.variance)
 
 
 def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

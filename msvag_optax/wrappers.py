@@ -250,11 +250,16 @@ def _check_fits_state(
             f"given another tree than that of {some}{', ...' if len(names) > 5 else ''}."
         )
     for path, made, kept in zip(
-        paths.names(state), jax.tree.leaves(expected), jax.tree.leaves(state), strict=True
+        jax.tree.leaves(paths.path_names(state)),
+        jax.tree.leaves(expected),
+        jax.tree.leaves(state),
+        strict=True,
     ):
         if made.shape != jnp.shape(kept):
             name = max((n for n in names if path.endswith(n)), key=len, default=path)
-            raise _leaves.LeafMismatchError(made.shape, jnp.shape(kept), name)
+            shapes = dict(zip(names, jax.tree.leaves(updates, is_leaf=paths.is_hole), strict=True))
+            shape = getattr(shapes.get(name), "shape", made.shape)
+            raise _leaves.LeafMismatchError(shape, jnp.shape(kept), name)
 
 
 def _check_same_tree(updates: optax.Updates, params: optax.Params) -> None:

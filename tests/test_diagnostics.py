@@ -54,6 +54,17 @@ def test_noise_alone_has_no_signal():
     assert mo.signal_to_noise(state) < 0.03
 
 
+def test_noise_scale_does_not_ask_how_elements_are_divided_into_leaves():
+    """Also where a leaf has less signal than noise alone would show."""
+    observed = np.asarray([[1.0, 2.0, 1.0], [-1.0, 0.0, 0.1]], np.float32)  # no mean; 1; 0.55
+    tx = mo.watch_moments(mo.arithmetic())
+    _, together = run(tx, jnp.asarray(observed), jnp.ones(3))
+    leaves = {str(i): jnp.asarray(observed[:, i]) for i in range(3)}
+    _, apart = run(tx, leaves, dict.fromkeys(leaves, jnp.ones(())))
+    np.testing.assert_allclose(mo.noise_scale(apart), mo.noise_scale(together), rtol=1e-6)
+    assert mo.signal_to_noise(apart)["0"] == 0
+
+
 def test_watching_changes_no_update(gradients):
     watched = optax.chain(mo.watch_moments(mo.exponential(0.9)), optax.adam(0.1))
     for a, b in zip(
