@@ -6,7 +6,6 @@ Eight host devices stand for the machines; nothing is timed, nothing is even run
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,14 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
-from benchmarks.step import donated_step
+from benchmarks import hlo
+from benchmarks.step import bytes_in, donated_step
 from benchmarks.trees import TREES, Shapes
 
 RATE = 1e-3
-COLLECTIVE = re.compile(
-    r" = (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-ARRAY = re.compile(r"\b[a-z]+(\d+)\[([\d,]*)\]")  # such as f32[16,4]
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "msvag": lambda: mo.msvag(RATE),
     "svag": lambda: mo.svag(RATE),
@@ -93,36 +89,21 @@ def make_mesh() -> Mesh:
 
 def cost(tx: optax.GradientTransformation, params: Any) -> Cost:
     """Compiles `jit(init)` and a donated step for abstract sharded parameters."""
-    init = jax.jit(tx.init).lower(params).compile()
-    shapes = jax.eval_shape(tx.init, params)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        init.output_shardings,
-    )
+    state = jax.jit(tx.init).lower(params).compile().out_info
     compiled = donated_step(tx).lower(params, state, params).compile()
-    found = COLLECTIVE.findall(compiled.as_text() or "")
-    kinds = [kind for _, kind in found]
+    computations = hlo.parse(compiled.as_text() or "")
+    collectives = [i for body in computations.values() for i in body if i.opcode in hlo.COLLECTIVES]
+    kinds = [instruction.opcode for instruction in collectives]
     memory = compiled.memory_analysis()
-    leaves = jax.tree.leaves(state)
     return Cost(
         {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        sum(bytes_of(result) for result, _ in found),
-        sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves),
-        sum(x.size * x.dtype.itemsize for x in leaves),
+        sum(array.bytes for i in collectives for array in hlo.arrays(i.result)),
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(state)
+        ),
+        bytes_in(state),
         memory.argument_size_in_bytes + memory.output_size_in_bytes,
-    )
-
-
-def bytes_of(type_: str) -> int:
-    """The bytes of an array, or of a tuple of arrays, as XLA writes its type.
-
-    >>> bytes_of("(f32[16,4]{1,0}, bf16[])")
-    258
-    """
-    return sum(
-        int(bits) // 8 * math.prod(int(size) for size in shape.split(",") if size)
-        for bits, shape in ARRAY.findall(type_)
     )
 
 
