@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.experimental.shard_alike import shard_alike
 from jax.tree_util import Partial
@@ -182,6 +183,8 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
 def widen(x: jax.Array) -> jax.Array:
     """`x` in float32 or wider, and of no weak type; complex stays complex."""
     wide = wide_dtype(x.dtype)
+    if isinstance(x, np.ndarray | np.generic):  # as serializers restore them
+        return jnp.asarray(x, wide)
     return x if x.dtype == wide and not x.weak_type else x.astype(wide)
 
 

@@ -177,14 +177,31 @@ def decayed_weights(
         link = optax.identity()
     else:
         link = optax.add_decayed_weights(weight_decay)
-    masked = optax.masked(link, lambda tree: _decays(exclude, tree)) if exclude else link
+    if exclude:
+        link = _masked(
+            link, lambda tree: _decays(exclude, tree), stateless=not callable(weight_decay)
+        )
 
     def init(params: optax.Params) -> optax.OptState:
         if strict:
             paths.check_patterns_match(argument, exclude, params)
-        return masked.init(params)
+        return link.init(params)
 
-    return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(masked).update)
+    return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(link).update)
+
+
+def _masked(
+    link: optax.GradientTransformation, mask: Callable[[Any], Any], *, stateless: bool
+) -> optax.GradientTransformation:
+    """`optax.masked`, which keeps no state either if `link` keeps none.
+
+    A checkpoint then fits whether or not something is excluded.
+    """
+    masked = optax.masked(link, mask)
+    if not stateless:
+        return masked
+    nothing = optax.MaskedState(optax.EmptyState())
+    return optax.stateless(lambda updates, params: masked.update(updates, nothing, params)[0])
 
 
 def weight_decay_report(

@@ -223,10 +223,18 @@ def _update(
 ) -> tuple[optax.Updates, optax.OptState]:
     """`inner.update`, where updates that do not fit the state fail with a sentence."""
     try:
-        return inner.update(updates, state, params, **extra_args)
+        new_updates, new_state = inner.update(updates, state, params, **extra_args)
     except (TypeError, ValueError):
         _check_fits_state(inner, updates, state)
         raise
+    # What the state holds for another parameter may broadcast, and would grow.
+    if _shapes(new_state) != _shapes(state):
+        _check_fits_state(inner, updates, state)
+    return new_updates, new_state
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _check_fits_state(
