@@ -1,8 +1,16 @@
 """What a sharded step costs, as compiled: collectives, and bytes on a device."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks import sharding
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "scaling.md").read_text()
 
 SHAPES = {"embedding": (64, 16), "up/kernel": (16, 32), "down/kernel": (32, 16), "scale": (16,)}
 # The norms of layers are summed over the devices; so is BERT's global norm, after the largest
@@ -31,3 +39,21 @@ def test_collectives_and_bytes(name, layout):
     # All but counters, norms and what the layout leaves whole is divided.
     share = {"data-parallel": 1, "FSDP": 1 / 8, "tensor-parallel": 1 / 4}[layout]
     assert cost.bytes_a_device / cost.bytes_in_all == pytest.approx(share, rel=0.04)
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_is_counted():
+    assert [line for line in sharding.table() if line not in PAGE] == []
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_budget():
+    """In a process of its own, which has more devices than this one."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    command = [sys.executable, "-m", "benchmarks.budget"]
+    printed = subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in PAGE] == []
