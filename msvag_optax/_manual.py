@@ -45,20 +45,23 @@ def _names(value: Any) -> tuple[str, ...]:
 def sum_over(cut: Cut, total: jax.Array, piece: jax.Array) -> jax.Array:
     """`total`, which was computed from `piece`, summed over all pieces of the layer."""
     if cut.axis_names is None:
-        _check_whole(piece)
+        check_whole(
+            piece,
+            "The norm of a layer that is cut needs `layer_square_norm(axis_name=...)`; "
+            "`axis_name=()` if each device has layers of its own.",
+        )
         return total
     cut_over = [name for name in cut.axis_names if _is_cut_over(name, piece)]
     return jax.lax.psum(total, tuple(cut_over)) if cut_over else total
 
 
-def _check_whole(piece: jax.Array) -> None:
+def check_whole(piece: jax.Array, remedy: str) -> None:
+    """Raises, and names the remedy, if `shard_map` says that devices have different gradients."""
     if varying := sorted(_varying(piece)):
         names = ", ".join(repr(name) for name in varying)
         raise ValueError(
             f"A gradient of shape {piece.shape} differs along the mesh axes {names}: it is a piece "
-            "of a layer, or has yet to be averaged. The norm of a layer that is cut needs "
-            "`layer_square_norm(axis_name=...)`; `axis_name=()` if each device has layers of its "
-            "own."
+            f"of a layer, or has yet to be averaged. {remedy}"
         )
 
 

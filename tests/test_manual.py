@@ -109,6 +109,15 @@ def test_the_named_optimizer_refuses_a_piece():
         run(params)
 
 
+def test_bert_refuses_to_clip_by_the_norm_of_a_piece():
+    run, params = by_hand(mo.bert_adamw(0.1, 100, 0), SPECS["rows"])
+    with pytest.raises(ValueError, match=r"differs along the mesh axes 'model'.*max_grad_norm"):
+        run(params)
+    unclipped = mo.bert_adamw(0.1, 100, 0, max_grad_norm=None)
+    run, params = by_hand(unclipped, SPECS["rows"])
+    assert_close(run(params), train(unclipped, PARAMS))
+
+
 def test_a_device_may_have_layers_of_its_own():
     """An ensemble with a member on each device is as good as its members one by one."""
     tx = novograd(axis_name=())

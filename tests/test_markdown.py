@@ -19,8 +19,8 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(?:python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-# These replay the references' trajectories at length.
-LONG = {"optimizers", "migrating"}
+# These replay the references' trajectories at length, or train in many ways.
+LONG = {"migrating", "optimizers", "recipes.md"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -38,7 +38,10 @@ def run_doctest(block: str, names: dict, page: Path, line: int) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.parent.name in LONG)) for p in PAGES],
+    [
+        pytest.param(p, marks=[pytest.mark.slow] * bool({p.parent.name, p.name} & LONG))
+        for p in PAGES
+    ],
     ids=name_of,
 )
 def test_examples_run(page, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks
+from msvag_optax import _checks, _manual
 from msvag_optax.averages import running_average
 from msvag_optax.combining import from_estimates
 from msvag_optax.formulas import over_rms, square
@@ -101,11 +101,19 @@ def _is_default(exclusions: Sequence[str]) -> bool:
     return isinstance(exclusions, Sequence) and tuple(exclusions) == _BERT_EXCLUSIONS
 
 
+_CLIP_BEFORE = (
+    "The norm by which BERT clips is that of all gradients: average or clip them before, by a norm "
+    "summed over all devices, and give `max_grad_norm=None` if they are pieces."
+)
+
+
 def _clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm`, for gradients of any size: no square overflows."""
 
     def clip(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
+        for gradient in jax.tree.leaves(updates):
+            _manual.check_whole(gradient, _CLIP_BEFORE)
         largest = optax.tree.norm(updates, ord=jnp.inf)
         safe = jnp.where(largest == 0, 1, largest)
         norm = largest * optax.tree.norm(jax.tree.map(lambda g: g / safe, updates))
@@ -167,7 +175,7 @@ def bert_adamw(
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if an argument is out of its range; in `init`, if a pattern of one's own is found
-        in no parameter's path.
+        in no parameter's path; inside of `shard_map`, if it clips and a gradient is a piece.
 
     >>> import jax.numpy as jnp
     >>> import optax
