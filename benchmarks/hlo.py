@@ -54,12 +54,14 @@ class Count(NamedTuple):
       kernels: fusions and reductions.
       copies: from main memory to main memory.
       collectives: how many of each kind.
+      bytes_sent: what they are given.
     """
 
     bytes_moved: int
     kernels: int
     copies: int
     collectives: dict[str, int]
+    bytes_sent: int
 
 
 class Array(NamedTuple):
@@ -175,10 +177,12 @@ def count(program: str) -> Count:
     """Reads off the text of a compiled program what it does."""
     instructions = executed(parse(program))
     opcodes = [instruction.opcode for instruction in instructions]
-    kinds = [kind for opcode in opcodes if (kind := opcode.removesuffix("-start")) in COLLECTIVES]
+    sending = [i for i in instructions if i.opcode.removesuffix("-start") in COLLECTIVES]
+    kinds = [instruction.opcode.removesuffix("-start") for instruction in sending]
     return Count(
         bytes_moved=sum(map(bytes_moved, instructions)),
         kernels=sum(opcode in KERNELS for opcode in opcodes),
         copies=sum(map(is_copy, instructions)),
         collectives={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        bytes_sent=sum(a.bytes for i in sending for type_ in i.operands for a in arrays(type_)),
     )

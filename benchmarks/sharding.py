@@ -67,8 +67,8 @@ class Cost(NamedTuple):
     """What one optimizer costs under one layout.
 
     Attributes:
-      collectives: how many of each kind the compiled step has.
-      bytes_reduced: what one device hands to them.
+      collectives: how many of each kind one step runs.
+      bytes_sent: what one device hands to them.
       bytes_a_device: of state, on one device.
       bytes_in_all: of state, if one device held it all.
       bytes_touched: what one device reads or writes at least: all that goes into the step, and all
@@ -76,7 +76,7 @@ class Cost(NamedTuple):
     """
 
     collectives: dict[str, int]
-    bytes_reduced: int
+    bytes_sent: int
     bytes_a_device: int
     bytes_in_all: int
     bytes_touched: int
@@ -91,13 +91,10 @@ def cost(tx: optax.GradientTransformation, params: Any) -> Cost:
     """Compiles `jit(init)` and a donated step for abstract sharded parameters."""
     state = jax.jit(tx.init).lower(params).compile().out_info
     compiled = donated_step(tx).lower(params, state, params).compile()
-    computations = hlo.parse(compiled.as_text() or "")
-    collectives = [i for body in computations.values() for i in body if i.opcode in hlo.COLLECTIVES]
-    kinds = [instruction.opcode for instruction in collectives]
-    memory = compiled.memory_analysis()
+    found, memory = hlo.count(compiled.as_text() or ""), compiled.memory_analysis()
     return Cost(
-        {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        sum(array.bytes for i in collectives for array in hlo.arrays(i.result)),
+        found.collectives,
+        found.bytes_sent,
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(state)
@@ -122,7 +119,7 @@ def abstract_params(
 def in_words(found: Cost) -> str:
     """Such as `2 all-reduce (104 B)`."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items())
-    return f"{kinds} ({found.bytes_reduced:,} B)" if kinds else "none"
+    return f"{kinds} ({found.bytes_sent:,} B)" if kinds else "none"
 
 
 def table() -> Iterator[str]:

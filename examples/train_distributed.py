@@ -162,6 +162,8 @@ def main() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if args.processes > 1:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    if BATCH_SIZE % jax.device_count() != 0:
+        parser.error(f"{jax.device_count()} devices cannot share {BATCH_SIZE} images evenly")
     params, _ = train(args.optimizer, args.layout, args.steps, args.every, args.checkpoints)
     params = gather(params)
     if args.output and jax.process_index() == 0:

@@ -220,8 +220,11 @@ def shard_like(x: Any, like: Any) -> Any:
     """`x`, sharded as `like` is where their shapes agree.
 
     A traced array has no sharding to copy, so that XLA must be told; without this, state that is
-    made under `jit` is replicated on every device of a mesh.
+    made under `jit` is whole on some device of a mesh, or on all.
     """
-    if isinstance(like, jax.core.Tracer) and getattr(x, "shape", None) == like.shape:
-        return shard_alike(x, like)[0]
-    return x
+    if not isinstance(like, jax.core.Tracer) or getattr(x, "shape", None) != like.shape:
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and set(mesh.manual_axes) != set(mesh.axis_names):
+        return x  # XLA fails to partition `shard_alike` where it is left some of the axes only.
+    return shard_alike(x, like)[0]

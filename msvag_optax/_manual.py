@@ -55,18 +55,21 @@ def sum_over(cut: Cut, total: jax.Array, piece: jax.Array) -> jax.Array:
     return jax.lax.psum(total, tuple(cut_over)) if cut_over else total
 
 
-def check_whole(piece: jax.Array, remedy: str) -> None:
-    """Raises, and names the remedy, if `shard_map` says that devices have different gradients."""
-    if varying := sorted(_varying(piece)):
+def check_whole(x: jax.Array, remedy: str) -> None:
+    """Raises, and names the remedy, unless `shard_map` knows that all devices have the same."""
+    if varying := sorted(_varying(x)):
         names = ", ".join(repr(name) for name in varying)
         raise ValueError(
-            f"A gradient of shape {piece.shape} differs along the mesh axes {names}: it is a piece "
-            f"of a layer, or has yet to be averaged. {remedy}"
+            f"An array of shape {x.shape} may differ along the mesh axes {names}: it is a piece of "
+            f"a layer, or a gradient that is not averaged yet. {remedy}"
         )
 
 
 def _is_cut_over(name: str, piece: jax.Array) -> bool:
-    if not jax.sharding.get_abstract_mesh().manual_axes:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and name in set(mesh.axis_names) - set(mesh.manual_axes):
+        return False  # Along an axis that is left to the compiler an array is whole.
+    if not mesh.manual_axes:
         try:
             jax.lax.axis_index(name)
         except NameError:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks, paths, wrappers
+from msvag_optax import _checks, _manual, paths, wrappers
 from msvag_optax.averages import RunningMomentsState, moments_in, running_moments
 from msvag_optax.formulas import Moments, saturate, square
 from msvag_optax.weighting import Weighting
@@ -172,4 +172,6 @@ def _moments_of(state: optax.OptState) -> Any:
             "`state` must keep the moments of the gradients in one place (see `watch_moments`), "
             f"got a state that keeps them in {len(found)}."
         )
+    for mean in jax.tree.leaves(found[0].mean):
+        _manual.check_whole(mean, "Read the state outside of `shard_map`.")
     return moments_in(found[0])

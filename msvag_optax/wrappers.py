@@ -341,6 +341,9 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
     believe to have seen zeros before; `count_nonzero` averages, such as Expectigrad's second
     moment, count for each element. A scalar is a row of its own.
 
+    Inside of `shard_map` rows are to be whole, since each device looks at those that it sees: cut
+    parameters along their leading axis there.
+
     Args:
       tx: any transformation whose state `optax.tree.map_params` can take apart, such as a named
         optimizer. To be lazy with the embedding only, hand it to `optax.partition`.
@@ -414,9 +417,9 @@ def shard_like_params(
 ) -> optax.GradientTransformationExtraArgs:
     """Shards the state of a transformation like the parameters, also when `init` runs under `jit`.
 
-    Inside `jit`, zeros have no sharding until XLA chooses one, and on a mesh it chooses to
-    replicate them: each device would hold the whole state of all. Here each array of the state that
-    has its parameter's shape is tied to its parameter's sharding. Outside of `jit` nothing changes.
+    Inside `jit`, zeros have no sharding until XLA chooses one, and on a mesh it chooses none: some
+    device would hold the whole state of all. Here each array of the state that has its parameter's
+    shape is tied to its parameter's sharding. Outside of `jit` nothing changes.
 
     Args:
       inner: any transformation whose state `optax.tree.map_params` can take apart, as it can all

@@ -39,4 +39,4 @@ def assert_sharded_like(tree: Any, params: Mapping[str, Any]) -> None:
             assert same, f"{path}: {leaf.sharding}, but the parameter has {sharding}"
         if not leaf.shape:
             assert leaf.sharding.is_fully_replicated, f"{path}: {leaf.sharding}"
-    assert found, f"there is no array of any parameter's shape in {tree}"
+    assert found == set(params), f"there is no array like {set(params) - found} in {tree}"

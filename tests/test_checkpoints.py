@@ -496,7 +496,7 @@ def test_the_checkpoint_of_another_optimizer_is_refused_in_words(name, checkpoin
 
 
 # In a process of its own: Orbax leaves behind what it has begun to read.
-OTHER_SHAPES = """
+STACKED_FROM_PLAIN = """
 import sys
 import jax, jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -515,7 +515,7 @@ with ocp.StandardCheckpointer() as checkpointer:
 @pytest.mark.slow
 def test_orbax_refuses_other_shapes(tmp_path):
     """Where the structures agree, as those of NovoGrad with and without stacked layers."""
-    command = [sys.executable, "-c", OTHER_SHAPES, str(tmp_path / "checkpoint")]
+    command = [sys.executable, "-c", STACKED_FROM_PLAIN, str(tmp_path / "checkpoint")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 1
     assert re.search(r"Requested shape: \(8, 1\) .* stored shape: \(\)", run.stderr), run.stderr
@@ -549,7 +549,7 @@ def test_these_remember_the_same(name, other):
 
 
 def test_without_correction_the_averages_of_adamw_lack_the_weight_of_what_they_have_seen():
-    """The one silent slip: it passes as the weight, 1 less the decay's power, comes to 1."""
+    """A silent slip: it passes as the weight, 1 less the decay's power, comes to 1."""
     corrected, uncorrected = (
         state_of(name).links["direction"].inner_states for name in ("adamw", "adamw, uncorrected")
     )

@@ -124,7 +124,7 @@ def alone(row: Row, dtype: Any) -> tuple[list[Any], float]:
 def distance(one: Any, other: Any) -> float:
     """The largest difference of any element."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.max(np.abs(x - y))) for x, y in pairs)
+    return float(np.max([np.max(np.abs(x - y)) for x, y in pairs]))  # NaN if there is any
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

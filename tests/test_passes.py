@@ -142,7 +142,7 @@ def test_bytes_are_those_of_main_memory():
     assert moved == [32, 16, 32 + 16 + 16, 64 + 32, 64, 64, 64]
     assert [hlo.is_copy(instruction) for instruction in executed].index(True) == 5
     assert hlo.count(PROGRAM) == hlo.Count(
-        bytes_moved=sum(moved), kernels=3, copies=1, collectives={"all-reduce": 1}
+        bytes_moved=sum(moved), kernels=3, copies=1, collectives={"all-reduce": 1}, bytes_sent=32
     )
 
 

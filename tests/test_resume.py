@@ -1,7 +1,9 @@
 """A run that is killed at any moment goes on where it was, and ends where it would have ended."""
 
+import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STEPS, KILLS = 150, 12
+STEPS, KILLS = 400, 12
 
 # Saves at every fifth step, so that most kills meet a checkpoint that is being written.
 EXAMPLE = f"""
@@ -82,20 +84,32 @@ def command(run: str, folder: Path) -> list[str]:
     return [sys.executable, "-u", "-c", program, output, checkpoints, *arguments]
 
 
-def killed_after(seconds: float, command: list[str], environment: dict[str, str]) -> bool:
-    """Starts a run, kills it so long after its first step, and says whether it was in time."""
+def kill(moment: tuple[int, float], command: list[str], environment: dict[str, str]) -> None:
+    """Starts a run, and kills it so many seconds after so many lines of its log."""
+    lines, seconds = moment
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     ) as process:
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(b"step"):
-                    break
+            log = (line for line in process.stdout if line.startswith(b"step"))
+            read = sum(1 for _ in itertools.islice(log, lines))
             time.sleep(seconds)
         finally:
             process.kill()
-    return process.returncode < 0
+    assert read == lines, "the run ended before it could be killed"
+    assert process.returncode == -signal.SIGKILL
+
+
+def moments() -> list[tuple[int, float]]:
+    """When to kill: twice while the run starts, then soon after one of its first saves began.
+
+    How long a save takes is not known; so the delays are spread over all orders of magnitude.
+    """
+    random_ = random.Random(0)
+    starting = [(0, random_.uniform(0, 3)) for _ in range(2)]
+    saving = [(random_.randint(1, 3), 10 ** random_.uniform(-4, -1)) for _ in range(KILLS - 2)]
+    return [*starting, *saving]
 
 
 @pytest.mark.slow
@@ -112,12 +126,10 @@ def test_a_killed_run_ends_where_it_would_have_ended(run, tmp_path):
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "timeout": 300, "env": environment}
     subprocess.run(command(run, undisturbed), **quiet)
 
-    moments = random.Random(0)
-    killed = half_written = 0
-    for _ in range(KILLS):
-        killed += killed_after(moments.uniform(0, 0.3), command(run, disturbed), environment)
+    half_written = 0
+    for moment in moments():
+        kill(moment, command(run, disturbed), environment)
         half_written += any((disturbed / "checkpoints").glob("*.orbax-checkpoint-tmp"))
-    assert killed > KILLS // 2, "the runs end before they can be killed"
     assert half_written > 0, "no kill met a checkpoint that was being written"
     subprocess.run(command(run, disturbed), **quiet)
 

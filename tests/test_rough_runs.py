@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
+from benchmarks.step import donated_step
 from tests.conformance import (
     PARAMS,
     RATE,
@@ -308,14 +309,6 @@ def optimizer_with_exclusions(name: str) -> Any:
     # Biases do not decay, nor do some kernels of the first ten stages.
     excluded = ["bias$", r"^stage_\d/.*/up/kernel$"]
     return DECAYING[name](0.1, weight_decay=0.01, exclude_from_weight_decay=excluded)
-
-
-def donated_step(tx: Any) -> Any:
-    def step(params: Any, state: Any, gradients: Any) -> Any:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1))
 
 
 @pytest.mark.slow

@@ -56,7 +56,10 @@ ROUND_OURS = {
     ),
     "ema": optax.chain(mo.novograd(0.1), optax.ema(0.9)),
     "inject_hyperparams": optax.inject_hyperparams(mo.msvag)(learning_rate=0.1),
-    "masked": optax.masked(mo.svag(0.1), {"kernel": True, "bias": False}),
+    "masked": optax.chain(
+        optax.masked(mo.svag(0.1), {"kernel": True, "bias": False}),
+        mo.shard_like_params(optax.trace(0.9)),
+    ),
     "partition": optax.partition(
         {"a": mo.adamw(0.1), "b": mo.novograd(0.1)}, {"kernel": "a", "bias": "b"}
     ),

@@ -19,7 +19,7 @@ REDUCTIONS = {
     "novograd": 1,
     "novograd, amsgrad and decay": 1,
     "bert_adamw": 2,
-    "shard_like_params(optax.novograd)": 2,  # one for each branch of its condition
+    "shard_like_params(optax.novograd)": 1,  # in either branch of its condition
 }
 
 

@@ -100,7 +100,8 @@ def novograd_unrolled(options: str) -> Any:
 def largest_difference(params: Any, desired: Any) -> float:
     """Between the parameters of a stacked model and of an unrolled one."""
     pairs = zip(jax.tree.leaves(unrolled(params)), jax.tree.leaves(desired), strict=True)
-    return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in pairs)
+    # NaN if there is any, unlike Python's maximum.
+    return float(np.max([np.max(np.abs(np.asarray(x) - np.asarray(y))) for x, y in pairs]))
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def _is_default(exclusions: Sequence[str]) -> bool:
 
 
 _CLIP_BEFORE = (
-    "The norm by which BERT clips is that of all gradients: average or clip them before, by a norm "
-    "summed over all devices, and give `max_grad_norm=None` if they are pieces."
+    "The norm by which BERT clips is that of all gradients. With `max_grad_norm=None` it does not "
+    "clip, and you may before: by a norm to which each device adds what no other has."
 )
 
 
@@ -175,7 +175,7 @@ def bert_adamw(
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if an argument is out of its range; in `init`, if a pattern of one's own is found
-        in no parameter's path; inside of `shard_map`, if it clips and a gradient is a piece.
+        in no parameter's path; inside of `shard_map`, if it clips and a gradient may be a piece.
 
     >>> import jax.numpy as jnp
     >>> import optax
