@@ -5,6 +5,7 @@
 The optimizer's step is compiled for so many host devices, and not run.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterator
 
@@ -65,6 +66,7 @@ def table() -> Iterator[str]:
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     print(
@@ -73,7 +75,10 @@ def main() -> None:
     )
     for line in table():
         print(line, flush=True)
-    print("\nState, traffic: of one device; what a step reads and writes at least.")
+    print(
+        "\nState: on one device, in GB of 1e9 bytes. Traffic: what a step reads and writes there,\n"
+        "at least. NovoGrad has a norm for each layer of a stack, BERT's clipping one for each leaf."
+    )
 
 
 if __name__ == "__main__":

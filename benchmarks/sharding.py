@@ -5,6 +5,7 @@
 Eight host devices stand for the machines; nothing is timed, nothing is even run.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -137,12 +138,17 @@ def table() -> Iterator[str]:
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     print(f"{TREES['transformer'].__doc__} jax {jax.__version__}, optax {optax.__version__}.\n")
     for line in table():
         print(line, flush=True)
-    print("\nState: the share of its bytes that one of 8 devices holds.")
+    print(
+        "\nCollectives: of the optimizer's step, and the bytes that a device gives them. State:\n"
+        "the share of its bytes that a device holds. FSDP cuts parameters over all 8 devices,\n"
+        "tensor-parallel matrices over 4 of them."
+    )
 
 
 if __name__ == "__main__":

@@ -129,7 +129,9 @@ def train(optimizer: str, layout: str, steps: int, every: int, checkpoints: str 
     leaves = jax.tree.leaves((params, opt_state))
     held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
     size = sum(leaf.nbytes for leaf in leaves)
-    print(f"Process {jax.process_index()} holds {held} of {size} bytes.", flush=True)
+    print(
+        f"Process {jax.process_index()} holds {held} bytes; one copy of all has {size}.", flush=True
+    )
     return params, opt_state
 
 
@@ -155,6 +157,10 @@ def main() -> None:
     parser.add_argument("--checkpoints", help="where to save, and to go on from what is there")
     parser.add_argument("--output", help="an .npz file for the parameters")
     args = parser.parse_args()
+    if min(args.processes, args.devices, args.steps, args.every) < 1:
+        parser.error("there must be at least one process, device and step")
+    if not 0 <= args.process < args.processes:
+        parser.error(f"--process must be from 0 to {args.processes - 1}, got {args.process}")
 
     # On GPUs and TPUs these three lines go. On many clusters `initialize` needs no argument.
     jax.config.update("jax_platforms", "cpu")

@@ -99,7 +99,7 @@ class LeafMismatchError(ValueError):
         shape, kept, name = self.args
         return (
             f"The update of {name!r} has shape {shape}, and what the state holds for it has shape "
-            f"{kept}: `init` was given another parameter."
+            f"{kept}: `init` was given another parameter, or has made it under other options."
         )
 
 

@@ -47,8 +47,8 @@ def sum_over(cut: Cut, total: jax.Array, piece: jax.Array) -> jax.Array:
     if cut.axis_names is None:
         check_whole(
             piece,
-            "The norm of a layer that is cut needs `layer_square_norm(axis_name=...)`; "
-            "`axis_name=()` if each device has layers of its own.",
+            "The norm of a layer that is cut needs `layer_square_norm(axis_name=...)`, in a chain "
+            "of pieces instead of `novograd`; `axis_name=()` if each device has its own layers.",
         )
         return total
     cut_over = [name for name in cut.axis_names if _is_cut_over(name, piece)]

@@ -20,6 +20,19 @@ class PerLeaf(NamedTuple):
     Attributes:
       resolve: maps a tree of `jax.ShapeDtypeStruct` to a tree of the same structure with a function
         at each leaf.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> def resolve(tree):  # squares of biases, norms of all else
+    ...     def choose(name, leaf):
+    ...         return mo.square if name.endswith("bias") else mo.layer_square_norm()
+    ...     return jax.tree.map(choose, mo.path_names(tree), tree)
+    >>> estimator = mo.running_average(mo.arithmetic(), of=mo.PerLeaf(resolve))
+    >>> gradient = {"bias": jnp.asarray([3.0, 4.0]), "kernel": jnp.asarray([3.0, 4.0])}
+    >>> estimate, _ = estimator.update(gradient, estimator.init(gradient))
+    >>> print(estimate["bias"], estimate["kernel"])
+    [ 9. 16.] 25.0
     """
 
     resolve: Callable[[Any], Any]

@@ -111,7 +111,7 @@ def train(folder: Path, processes: int, *more: str) -> Result:
 
 def share(printed: str) -> float:
     """How much of parameters and state a process had."""
-    held, size = map(int, re.findall(r"holds (\d+) of (\d+) bytes", printed)[0])
+    held, size = map(int, re.findall(r"holds (\d+) bytes; one copy of all has (\d+)", printed)[0])
     return held / size
 
 
