@@ -77,7 +77,7 @@ def main() -> None:
         print(line, flush=True)
     print(
         "\nState: on one device, in GB of 1e9 bytes. Traffic: what a step reads and writes there,\n"
-        "at least. NovoGrad has a norm for each layer of a stack, BERT's clipping one for each leaf."
+        "at least. NovoGrad has a norm for each layer of a stack, BERT's clipping one a leaf."
     )
 
 
