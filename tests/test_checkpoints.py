@@ -92,7 +92,7 @@ CASES = {row.name: functools.partial(lambda row: bare(row.build(RATE)), row) for
     )
     for wrapper, name in itertools.product(WRAPPED, NAMED)
 }
-FAST = {"msvag", "bfloat16(expectigrad)", "float32(novograd)"}
+FAST = {"bfloat16(expectigrad)"}
 
 
 def orbax_checkpointer(state: Any, fresh: Any, path: Path) -> Any:

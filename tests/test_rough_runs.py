@@ -23,8 +23,8 @@ from tests.conformance import (
     leaves_by_name,
 )
 
-# Between them, these rows do all that the others do; the others are left to the slow tests.
-TYPICAL = {"adapted-lion", "bert_adamw", "expectigrad", "lazy_rows", "msvag", "novograd-stacked"}
+# They count for each element, for all and for layers; the other rows are left to the slow tests.
+TYPICAL = {"expectigrad", "msvag", "novograd-stacked"}
 rows = pytest.mark.parametrize(
     "row",
     [pytest.param(row, marks=[] if row.name in TYPICAL else [pytest.mark.slow]) for row in ROWS],
