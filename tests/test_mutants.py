@@ -253,6 +253,19 @@ MUTANTS = {
     "state replicated under jit": Mutant(
         "_leaves.py", "return shard_alike(x, like)[0]", "return x", WRAPPERS
     ),
+    "state of other parameters that broadcasts": Mutant(
+        "wrappers.py",
+        "_shapes(new_state) != _shapes(state)",
+        "False",
+        "tests/test_checkpoints.py::test_the_state_of_other_parameters_is_refused_by_name",
+    ),
+    # What is read from a state.
+    "the signal of each leaf for itself": Mutant(
+        "diagnostics.py",
+        "return signal, total(",
+        "return jnp.maximum(0, signal), total(",
+        "tests/test_diagnostics.py",
+    ),
 }
 
 
