@@ -96,8 +96,8 @@ def in_markdown(results: Results) -> Iterator[str]:
         yield f"\n**Outside of `jit`**, {EAGER_LEAVES} small leaves in float32.\n"
         yield "| optimizer | optax's | update |"
         yield "| --- | --- | --- |"
-    for name, ratio in results.eager.items():
-        yield f"| {name} | {PAIRS[name][1]} | {ratio} |"
+        for name, ratio in results.eager.items():
+            yield f"| {name} | {PAIRS[name][1]} | {ratio} |"
     yield ""
     yield (
         "Times are ratios within one process, medians, in brackets the least and the greatest. "

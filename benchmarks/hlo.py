@@ -173,6 +173,15 @@ def is_copy(instruction: Instruction) -> bool:
     return ends is not None and all(array.in_memory for array in ends)
 
 
+def in_words(collectives: dict[str, int]) -> str:
+    """Collectives for a table.
+
+    >>> in_words({"all-gather": 1, "all-reduce": 2})
+    '1 all-gather, 2 all-reduce'
+    """
+    return ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "none"
+
+
 def count(program: str) -> Count:
     """Reads off the text of a compiled program what it does."""
     instructions = executed(parse(program))

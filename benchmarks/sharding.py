@@ -119,8 +119,8 @@ def abstract_params(
 
 def in_words(found: Cost) -> str:
     """Such as `2 all-reduce (104 B)`."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found.collectives.items())
-    return f"{kinds} ({found.bytes_sent:,} B)" if kinds else "none"
+    sent = f" ({found.bytes_sent:,} B)" if found.collectives else ""
+    return hlo.in_words(found.collectives) + sent
 
 
 def table() -> Iterator[str]:

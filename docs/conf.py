@@ -13,7 +13,7 @@ from docs import api_reference
 
 project = "msvag_optax"
 author = "The msvag_optax authors"
-copyright = f"2026, {author}"  # noqa: A001, the name is Sphinx's
+project_copyright = f"2026, {author}"
 version = release = metadata.version("msvag_optax")
 
 extensions = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.experimental.shard_alike import shard_alike
 from jax.tree_util import Partial
@@ -180,11 +179,11 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def widen(x: jax.Array) -> jax.Array:
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in float32 or wider, and of no weak type; complex stays complex."""
+    if not isinstance(x, jax.Array):  # a number, or what a serializer restored
+        x = jnp.asarray(x)
     wide = wide_dtype(x.dtype)
-    if isinstance(x, np.ndarray | np.generic):  # as serializers restore them
-        return jnp.asarray(x, wide)
     return x if x.dtype == wide and not x.weak_type else x.astype(wide)
 
 

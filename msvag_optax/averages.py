@@ -161,7 +161,7 @@ def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 def _zeros_of(quantity: Partial, param: Any, dtype: Any) -> jax.Array:
     """Zeros to keep averages of `quantity(param)` in, sharded like the parameter."""
     # Of the parameter, not of zeros: what is made of constants, XLA leaves no sharding to follow.
-    value = quantity(_leaves.widen(jnp.asarray(param)))
+    value = quantity(_leaves.widen(param))
     return _leaves.zeros_like(value, _leaves.kept_dtype(value.dtype, dtype))
 
 

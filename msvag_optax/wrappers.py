@@ -57,9 +57,7 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
     inner = optax.with_extra_args_support(inner)
 
     def widen(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: _leaves.widen(x if isinstance(x, jax.Array) else jnp.asarray(x)), tree
-        )
+        return jax.tree.map(_leaves.widen, tree)
 
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(widen(params))

@@ -62,10 +62,7 @@ ROWS = [
 ]
 # An average of each kind; the other rows are left to the slow tests.
 TYPICAL = {"expectigrad", "msvag", "novograd-amsgrad"}
-named = functools.partial(pytest.mark.parametrize, "row", ids=lambda row: row.name)
-rows = named(
-    [pytest.param(row, marks=[] if row.name in TYPICAL else [pytest.mark.slow]) for row in ROWS]
-)
+rows = pytest.mark.parametrize("row", support.by_speed({r.name: r for r in ROWS}, TYPICAL))
 
 
 class Snapshot(NamedTuple):
@@ -221,7 +218,7 @@ def test_float32_goes_with_float64_for_ten_thousand_steps(row):
 
 
 @pytest.mark.slow
-@named(ROWS)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_float32_goes_with_float64_for_ten_million_steps(row):
     run = long_history(row)
     assert_goes_with(run, [drift(row, stop) for stop in CHECKED])

@@ -20,16 +20,14 @@ from tests.conformance import (
     assert_close,
     assert_same,
     assert_same_types,
+    cast,
     leaves_by_name,
 )
+from tests.support import by_speed
 
 # They count for each element, for all and for layers; the other rows are left to the slow tests.
 TYPICAL = {"expectigrad", "msvag", "novograd-stacked"}
-rows = pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, marks=[] if row.name in TYPICAL else [pytest.mark.slow]) for row in ROWS],
-    ids=lambda row: row.name,
-)
+rows = pytest.mark.parametrize("row", by_speed({row.name: row for row in ROWS}, TYPICAL))
 
 # Steps with gradients that are not finite.
 
@@ -177,10 +175,6 @@ NAMED = {
     "m_ssd": lambda: mo.dissection(0.003).m_ssd,
     "adam": lambda: mo.dissection(0.01).adam,
 }
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import msvag_optax as mo
 from tests.conformance import assert_same, assert_same_types
 from tests.meshes import KINDS, assert_sharded_like, entered, mesh_of
+from tests.support import by_speed
 
 # Each is cut along another axis, so that neither's place can be taken for the other's.
 SPECS = {"kernel": P(None, "devices"), "bias": P("devices")}
@@ -69,11 +70,6 @@ ROUND_OURS = {
 FAST = ("adam", "lazy_rows", "MultiSteps")
 
 
-def named(table):
-    slow = pytest.mark.slow
-    return [pytest.param(tx, id=n, marks=[] if n in FAST else [slow]) for n, tx in table.items()]
-
-
 def params_on(mesh):
     return jax.device_put(WHOLE, {k: NamedSharding(mesh, spec) for k, spec in SPECS.items()})
 
@@ -101,7 +97,7 @@ def check(tx, kind, *, jit):
         np.testing.assert_allclose(updates[name], update, rtol=64 * 2.0**-24, atol=0)
 
 
-@pytest.mark.parametrize("tx", named(OPTAX))
+@pytest.mark.parametrize("tx", by_speed(OPTAX, FAST))
 def test_optax_s_own_state_is_sharded(tx):
     mesh = mesh_of({"devices": 8}, AxisType.Auto)
     params = params_on(mesh)
@@ -126,7 +122,7 @@ def test_somebody_has_to_shard_optax_s_state():
     )
 
 
-@pytest.mark.parametrize("wrap", named(OURS))
+@pytest.mark.parametrize("wrap", by_speed(OURS, FAST))
 def test_our_wrappers_keep_what_is_sharded(wrap):
     adam = optax.scale_by_adam()
     check(wrap(mo.shard_like_params(adam)), AxisType.Auto, jit=True)
@@ -134,7 +130,7 @@ def test_our_wrappers_keep_what_is_sharded(wrap):
     check(wrap(adam), AxisType.Auto, jit=False)
 
 
-@pytest.mark.parametrize("wrap", named(OURS))
+@pytest.mark.parametrize("wrap", by_speed(OURS, FAST))
 def test_our_wrappers_on_explicit_axes(wrap):
     for jit in (False, True):
         check(wrap(optax.scale_by_adam()), AxisType.Explicit, jit=jit)
@@ -146,7 +142,7 @@ def test_these_wrappers_need_no_help(name):
     check(OURS[name](optax.scale_by_adam()), AxisType.Auto, jit=True)
 
 
-@pytest.mark.parametrize("tx", named(ROUND_OURS))
+@pytest.mark.parametrize("tx", by_speed(ROUND_OURS, FAST))
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_optax_s_wrappers_keep_our_state_sharded(tx, kind):
     for jit in (False, True):
