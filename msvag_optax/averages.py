@@ -15,7 +15,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks, _leaves, paths
-from msvag_optax.formulas import Moments, saturate, square
+from msvag_optax.formulas import Moments, absolute_square, saturate, square
 from msvag_optax.weighting import Weighting, bias_correction
 
 
@@ -174,11 +174,11 @@ def toward(average: jax.Array, observation: jax.Array, weight: jax.Array) -> jax
     average, observation = _leaves.widen(average), _leaves.widen(observation)
     dtype = jnp.promote_types(average.dtype, observation.dtype)
     weight = weight.astype(_leaves.real_dtype(dtype))
-    # Halves cannot overflow where the difference of two large numbers would, and are exact.
-    half = 0.5 * average
-    moved = 2 * (half + weight * (0.5 * observation - half))
-    # At weight 1 the observation is taken as it is: a + (x - a) may round.
-    return jnp.where(weight == 1, observation, moved)
+    # From the nearer end, a + w (x - a) or x + (w - 1) (x - a), nothing is lost where w is 0 or 1
+    # or the two are equal. Multiplied first, the difference of two large numbers cannot overflow.
+    near = weight <= 0.5
+    pull = jnp.where(near, weight, weight - 1)
+    return jnp.where(near, average, observation) + (pull * observation - pull * average)
 
 
 def _observe(
@@ -353,9 +353,9 @@ def _observe_moments(
     # compiler that updates it in place has to copy it first.
     distance = gradient - mean
     weights = jax.tree.map(lambda w: w.astype(_leaves.real_dtype(mean.dtype)), weights)
-    biased_variance = toward(
-        biased_variance, saturate(square(distance) * weights.over_older), weights.newest
-    )
+    # No infinity meets a zero: where nothing is older, the distance is 0.
+    squared_distance = saturate(absolute_square(distance) * weights.over_older)
+    biased_variance = toward(biased_variance, squared_distance, weights.newest)
     moments = _moments(mean, biased_variance, weights.unbias, weights.unbias_of_mean)
     return mean, biased_variance, moments
 

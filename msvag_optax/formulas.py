@@ -64,10 +64,11 @@ def square(gradient: jax.Array) -> jax.Array:
     >>> print(mo.square(jnp.asarray([3.0 + 4.0j])))
     [25.]
     """
-    return saturate(_absolute_square(gradient))
+    return saturate(absolute_square(gradient))
 
 
-def _absolute_square(x: jax.Array) -> jax.Array:
+def absolute_square(x: jax.Array) -> jax.Array:
+    """The elementwise :math:`|x|^2`, which may overflow."""
     if jnp.iscomplexobj(x):
         return jnp.square(x.real) + jnp.square(x.imag)
     return jnp.square(x)
@@ -144,12 +145,12 @@ def layer_square_norm(
 
 def _square_norm(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
     # The sum is what saturates: a minimum inside of it would keep XLA from fusing the two.
-    return saturate(_manual.sum_over(cut, jnp.sum(_absolute_square(gradient)), gradient))
+    return saturate(_manual.sum_over(cut, jnp.sum(absolute_square(gradient)), gradient))
 
 
 def _square_norm_of_rows(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
     axes = tuple(range(1, gradient.ndim))
-    rows = jnp.sum(_absolute_square(gradient), axis=axes, keepdims=True)
+    rows = jnp.sum(absolute_square(gradient), axis=axes, keepdims=True)
     return saturate(_manual.sum_over(cut, rows, gradient))
 
 
@@ -198,15 +199,16 @@ def _over_rms(
     eps: jax.typing.ArrayLike,
     eps_root: jax.typing.ArrayLike,
 ) -> jax.Array:
-    numerator = _within_squares(gradient if mean is None else mean)
+    numerator = gradient if mean is None else mean
     scale = jnp.sqrt(second_moment + eps_root) + eps
-    return jnp.where(scale == 0, 0, numerator / jnp.where(scale == 0, 1, scale))
+    quotient = numerator / (jnp.where(scale == 0, 1, scale) * _excess(numerator))
+    return jnp.where(scale == 0, 0, quotient)
 
 
-def _within_squares(x: jax.Array) -> jax.Array:
-    """`x`, no larger than the root of the largest float, at which squares saturate."""
-    largest = jnp.sqrt(jnp.finfo(x.dtype).max)
-    return x / jnp.maximum(1, jnp.abs(x) / largest)  # an infinity becomes NaN, and stays visible
+def _excess(x: jax.Array) -> jax.Array:
+    """How many times |x| is what squares saturate at; 1 where it is less."""
+    largest = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)  # a power of two: dividing by it is exact
+    return jnp.maximum(1, jnp.abs(x) / largest)  # infinity over infinity is NaN, and stays visible
 
 
 def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Array:
