@@ -1,4 +1,4 @@
-"""How a formula for one array is carried to a whole tree: traced once for all leaves of a shape."""
+"""What is done to the arrays of a tree: kernels traced once for a shape, dtypes, shardings."""
 
 import functools
 import sys
@@ -87,6 +87,52 @@ def as_partial(function: Callable[..., Any]) -> Partial:
         return Partial(function)
 
 
+@jax.jit
+def map_numbers(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    """`function(*row)` of each row of numbers, for an elementwise function with several results.
+
+    On a GPU, where a kernel takes longer to start than to run, the numbers of a column are one
+    vector. Elsewhere that would gain nothing, and take longer to compile.
+    """
+    return jax.lax.platform_dependent(function, *columns, cuda=_together, default=_apart)
+
+
+def _apart(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    return _in_chunks(Partial(_row_by_row, function), *columns)
+
+
+def _together(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    vectors = function(*map(_as_vector, columns))
+    numbers = {id(vector): _as_numbers(vector) for vector in vectors}  # some may be the same
+    return list(zip(*(numbers[id(vector)] for vector in vectors), strict=True))
+
+
+def _as_vector(numbers: list[jax.Array]) -> jax.Array:
+    # Not jnp.stack, which is several operations for each of its operands.
+    return jax.lax.concatenate([jax.lax.reshape(number, (1,)) for number in numbers], 0)
+
+
+def _as_numbers(vector: jax.Array) -> list[jax.Array]:
+    return _in_chunks(Partial(_each_as_number), jax.lax.split(vector, [1] * vector.size))
+
+
+def _each_as_number(pieces: list[jax.Array]) -> list[jax.Array]:
+    # A minimum, which changes nothing, is fused with what reads it; a mere slice is a copy.
+    return [jnp.minimum(piece.reshape(()), jnp.finfo(piece.dtype).max) for piece in pieces]
+
+
+def _in_chunks(function: Partial, *columns: Any) -> list[Any]:
+    """`function` of columns, which is traced for a few rows at a time and not for all."""
+    size, results = 32, []
+    for start in range(0, len(columns[0]), size):
+        results += call(function, *(list(column[start : start + size]) for column in columns))
+    return results
+
+
+def _row_by_row(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    return [function(*row) for row in zip(*columns, strict=True)]
+
+
 class LeafMismatchError(ValueError):
     """An update whose shape is not that of the state it meets."""
 
@@ -119,56 +165,33 @@ def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:
     return ValueError(f"The updates have another tree structure than {what}: {detail}.")
 
 
-def map_leaves(function: Partial, tree: Any, /, *rest: Any, call: Call, **named: Any) -> Any:
-    """Applies `function` to the leaves of `tree` and what stands in their places in the others.
-
-    Args:
-      function: a function of arrays.
-      tree: the tree whose leaves are visited, with their structure in the result.
-      *rest: trees that have `tree` as a prefix, positional arguments of `function`.
-      call: what compiles the function, from `call_for`.
-      **named: trees that have `tree` as a prefix, keyword arguments of `function`.
-
-    Returns:
-      A tree with the structure of `tree`.
-    """
-    leaves, treedef = jax.tree.flatten(tree)
-
-    def flatten(other: Any) -> list[Any]:
-        try:
-            return treedef.flatten_up_to(other)
-        except ValueError:
-            raise structure_mismatch(tree, other, "the state or parameters they meet") from None
-
-    columns = [flatten(other) for other in rest]
-    keywords = {name: flatten(other) for name, other in named.items()}
-    results = []
-    try:
-        for i, leaf in enumerate(leaves):
-            named_values = {name: column[i] for name, column in keywords.items()}
-            results.append(call(function, leaf, *(column[i] for column in columns), **named_values))
-    except LeafMismatchError as error:
-        shape, kept, _ = error.args
-        name = jax.tree.leaves(paths.path_names(tree))[len(results)]
-        raise LeafMismatchError(shape, kept, name) from None
-    return treedef.unflatten(results)
-
-
 def increment(count: jax.Array) -> jax.Array:
     """`count + 1`, element by element; the largest integer stays."""
     return jnp.asarray(optax.safe_increment(count))
 
 
-def unzip(tree: Any, tuples: Any, size: int) -> tuple[Any, ...]:
-    """Turns a tree of `size`-tuples, with the structure of `tree`, into `size` trees."""
-    leaves, treedef = jax.tree.flatten(tree)
-    columns = zip(*treedef.flatten_up_to(tuples), strict=True) if leaves else [()] * size
-    return tuple(treedef.unflatten(column) for column in columns)
-
-
 def scalar_dtype() -> jnp.dtype:
     """The dtype of weights and corrections: the widest float that JAX is configured for."""
     return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+# An update outside of `jit` asks these of every leaf: they are quick for arrays.
+
+
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """The shape of an array or a number."""
+    return leaf.shape if hasattr(leaf, "shape") else jnp.shape(leaf)
+
+
+def dtype_of(leaf: Any) -> jnp.dtype:
+    """The dtype of an array or a number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+@functools.lru_cache
+def is_inexact(dtype: Any) -> bool:
+    """Whether a dtype is of real or complex numbers."""
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 @functools.lru_cache

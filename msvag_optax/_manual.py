@@ -57,8 +57,8 @@ def sum_over(cut: Cut, total: jax.Array, piece: jax.Array) -> jax.Array:
 
 def check_whole(x: jax.Array, remedy: str) -> None:
     """Raises, and names the remedy, unless `shard_map` knows that all devices have the same."""
-    if varying := sorted(_varying(x)):
-        names = ", ".join(repr(name) for name in varying)
+    if axes := sorted(varying(x)):
+        names = ", ".join(repr(name) for name in axes)
         raise ValueError(
             f"An array of shape {x.shape} may differ along the mesh axes {names}: it is a piece of "
             f"a layer, or a gradient that is not averaged yet. {remedy}"
@@ -74,11 +74,11 @@ def _is_cut_over(name: str, piece: jax.Array) -> bool:
             jax.lax.axis_index(name)
         except NameError:
             return False  # Outside of shard_map an array is whole.
-    tracked = name in _varying(jax.lax.axis_index(name))
-    return name in _varying(piece) if tracked else True
+    tracked = name in varying(jax.lax.axis_index(name))
+    return name in varying(piece) if tracked else True
 
 
-def _varying(x: jax.Array) -> frozenset[str]:
+def varying(x: jax.Array) -> frozenset[str]:
     """The mesh axes along which `x` may differ, as far as `shard_map` tracks it."""
     aval: Any = jax.typeof(x)
     kind = getattr(aval, "manual_axis_type", None)

@@ -6,7 +6,7 @@ state has the same structure, shapes, dtypes and shardings from `init` on; it is
 wider unless another dtype is asked for; it is computed in float32 or wider always.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from msvag_optax import _checks, _leaves, paths
+from msvag_optax import _checks, _leafwise, _leaves, _manual, paths
+from msvag_optax._leafwise import Leaves, Step
 from msvag_optax.formulas import Moments, absolute_square, saturate, square
 from msvag_optax.weighting import Weighting, bias_correction
 
@@ -85,9 +86,9 @@ def running_average(
     if of is not None and not isinstance(of, paths.PerLeaf):
         _checks.check_function_of_one_array("of", of)
     weight = _leaves.as_partial(weighting.weight)
-    call = _leaves.call_for(
-        weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity
-    )
+    functions = [weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity]
+    call = _leaves.call_for(weighting.weight)
+    measure = _leaves.call_for(functions[1])
     quantities_of = _quantities_of(of)
 
     def init(params: optax.Params) -> RunningAverageState:
@@ -98,27 +99,48 @@ def running_average(
             observations = jnp.zeros([], jnp.int32)
         return RunningAverageState(observations, average)
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RunningAverageState]:
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         del params, extra_args
-        quantities = quantities_of(updates)
+        quantities = quantities_of(leaves.tree)
         if count_nonzero:
-            step = Partial(_observe_nonzero, weight)
-            pairs = _leaves.map_leaves(
-                step, updates, quantities, state.average, state.observations, call=call
+            return Step(
+                Partial(_observe_nonzero, weight),
+                leaves.split_all(quantities, state.observations, state.average),
+                lambda kept: RunningAverageState(*leaves.join_all(kept, 2)),
             )
-            observations, average = _leaves.unzip(updates, pairs, 2)
-        else:
-            observations = _leaves.increment(state.observations)
-            step = Partial(_observe, call(Partial(_weigh, weight), observations))
-            average = _leaves.map_leaves(step, updates, quantities, state.average, call=call)
-        return average, RunningAverageState(observations, _cast_like(average, state.average))
+        observations = _leaves.increment(state.observations)
+        kernel = Partial(_observe, call(Partial(_weigh, weight), observations))
+        given = leaves.split_all(quantities, state.average)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+        def close(kept: Sequence[jax.Array]) -> RunningAverageState:
+            return RunningAverageState(observations, leaves.join(kept))
+
+        if of is not None and _are_numbers(leaves, state.average):
+            return _observe_ahead(Step(kernel, given, close), leaves, measure)
+        return Step(kernel, given, close)
+
+    return _leafwise.leafwise(init, begin, functions, reads_updates=of is not None)
+
+
+def _observe_ahead(step: Step, leaves: Leaves, measure: _leaves.Call) -> Step:
+    """The step of averages of one number a leaf, all of which are moved before the kernels run."""
+    (weight,) = step.kernel.args
+    numbers = leaves.map(measure, Partial(_measure), step.given)
+    averages = [average for _, average in step.given]
+    pairs = _leaves.map_numbers(Partial(_move_number, weight), numbers, averages)
+    state = step.close([kept for _, kept in pairs])
+    return Step(Partial(_leafwise.given), [estimate for estimate, _ in pairs], lambda _: state)
+
+
+def _are_numbers(leaves: Leaves, average: optax.Updates) -> bool:
+    """Whether what is averaged is one number of each leaf, in one dtype and the same everywhere."""
+    averages = leaves.split(average)
+    return (
+        all(a.shape == () and a.dtype == averages[0].dtype for a in averages)
+        and any(_leaves.shape_of(leaf) != () for leaf in leaves.values)
+        and len({_leaves.wide_dtype(_leaves.dtype_of(leaf)) for leaf in leaves.values}) == 1
+        and not any(_manual.varying(leaf) for leaf in leaves.values)
+    )
 
 
 def _check_weighting(weighting: Any) -> None:
@@ -165,10 +187,6 @@ def _zeros_of(quantity: Partial, param: Any, dtype: Any) -> jax.Array:
     return _leaves.zeros_like(value, _leaves.kept_dtype(value.dtype, dtype))
 
 
-def _cast_like(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda x, kept: _leaves.narrow(x, kept.dtype), tree, like)
-
-
 def toward(average: jax.Array, observation: jax.Array, weight: jax.Array) -> jax.Array:
     """The mean of `average` and `observation`, of which the latter counts `weight`."""
     average, observation = _leaves.widen(average), _leaves.widen(observation)
@@ -182,30 +200,48 @@ def toward(average: jax.Array, observation: jax.Array, weight: jax.Array) -> jax
 
 
 def _observe(
-    weight: jax.Array, gradient: jax.Array, quantity: Partial, average: jax.Array
-) -> jax.Array:
-    return toward(average, _observation(quantity, gradient, average), weight)
+    weight: jax.Array, gradient: jax.Array, given: tuple[Partial, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _move(weight, _finite(given[0], _measure(gradient, given)), given[1])
 
 
-def _observation(quantity: Partial, gradient: jax.Array, average: jax.Array) -> jax.Array:
+def _measure(gradient: jax.Array, given: tuple[Partial, jax.Array]) -> jax.Array:
+    quantity, average = given
     observation = quantity(_leaves.widen(gradient))
     if observation.shape != average.shape:
         raise _leaves.LeafMismatchError(gradient.shape, average.shape)
     return observation
 
 
-def _observe_nonzero(
-    weight: Partial,
-    gradient: jax.Array,
-    quantity: Partial,
-    average: jax.Array,
-    observations: jax.Array,
+def _finite(quantity: Partial, observation: jax.Array) -> jax.Array:
+    """An observation as it counts: a sum of finite elements may be infinite, and is saturated."""
+    # An infinite gradient is to be seen, and a square is finite.
+    return observation if quantity.func in (_identity, square) else saturate(observation)
+
+
+def _move(
+    weight: jax.Array, observation: jax.Array, average: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    observation = _observation(quantity, gradient, average)
+    moved = toward(average, observation, weight)
+    return moved, _leaves.narrow(moved, average.dtype)
+
+
+def _move_number(
+    weight: jax.Array, number: jax.Array, average: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _move(weight, saturate(number), average)
+
+
+def _observe_nonzero(
+    weight: Partial, gradient: jax.Array, given: tuple[Partial, jax.Array, jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    quantity, observations, average = given
+    observation = _finite(quantity, _measure(gradient, (quantity, average)))
     seen = (gradient if observation.shape == gradient.shape else observation) != 0
     observations = jnp.where(seen, _leaves.increment(observations), observations)
     moved = toward(average, observation, _weigh(weight, jnp.maximum(observations, 1)))
-    return observations, jnp.where(seen, moved, average)
+    moved = jnp.where(seen, moved, average)
+    return moved, (observations, _leaves.narrow(moved, average.dtype))
 
 
 class RunningMomentsState(NamedTuple):
@@ -290,28 +326,19 @@ def running_moments(
             biased_variance=jax.tree.map(lambda p: _zeros_of(Partial(square), p, nu_dtype), params),
         )
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RunningMomentsState]:
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         del params, extra_args
         observations = _leaves.increment(state.observations)
         weights = call(Partial(_weights), weight, observations, state.sum_of_squared_weights)
-        step = Partial(_observe_moments, weights)
-        triples = _leaves.map_leaves(
-            step, updates, state.mean, state.biased_variance, call=_leaves.call
-        )
-        mean, biased_variance, moments = _leaves.unzip(updates, triples, 3)
-        return moments, RunningMomentsState(
-            observations,
-            weights.sum_of_squares,
-            _cast_like(mean, state.mean),
-            _cast_like(biased_variance, state.biased_variance),
-        )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+        def close(kept: Sequence[tuple[jax.Array, jax.Array]]) -> RunningMomentsState:
+            averages = leaves.join_all(kept, 2)
+            return RunningMomentsState(observations, weights.sum_of_squares, *averages)
+
+        kernel = Partial(_observe_moments, weights)
+        return Step(kernel, leaves.split_all(state.mean, state.biased_variance), close)
+
+    return _leafwise.leafwise(init, begin, [weighting.weight])
 
 
 class _Weights(NamedTuple):
@@ -344,9 +371,10 @@ def _weights(weight: Partial, observations: jax.Array, sum_of_squares: jax.Array
 
 
 def _observe_moments(
-    weights: _Weights, gradient: jax.Array, mean: jax.Array, biased_variance: jax.Array
-) -> tuple[jax.Array, jax.Array, Moments]:
-    gradient = _observation(Partial(_identity), gradient, mean)
+    weights: _Weights, gradient: jax.Array, given: tuple[jax.Array, jax.Array]
+) -> tuple[Moments, tuple[jax.Array, jax.Array]]:
+    mean, biased_variance = given
+    gradient = _measure(gradient, (Partial(_identity), mean))
     mean = toward(mean, gradient, weights.newest)
     # With d the distance from the new mean, (1 - w) (s + w (d / (1 - w))²) is s + w (d²/(1-w) - s).
     # The distance from the old mean would serve as well, were the old mean not overwritten: a
@@ -357,7 +385,8 @@ def _observe_moments(
     squared_distance = saturate(absolute_square(distance) * weights.over_older)
     biased_variance = toward(biased_variance, squared_distance, weights.newest)
     moments = _moments(mean, biased_variance, weights.unbias, weights.unbias_of_mean)
-    return mean, biased_variance, moments
+    kept_mean = _leaves.narrow(mean, given[0].dtype)
+    return moments, (kept_mean, _leaves.narrow(biased_variance, given[1].dtype))
 
 
 def _moments(
@@ -461,19 +490,26 @@ def running_max(
         )
         return RunningMaxState(maximum, state)
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RunningMaxState]:
-        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        maximum = _leaves.map_leaves(
-            Partial(jnp.maximum), estimate, state.maximum, call=_leaves.call
-        )
-        return maximum, RunningMaxState(_cast_like(maximum, state.maximum), inner_state)
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+        step = _leafwise.begin(inner, leaves, state.inner_state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+        def close(kept: Sequence[tuple[jax.Array, Any]]) -> RunningMaxState:
+            maximum = leaves.join([one for one, _ in kept])
+            return RunningMaxState(maximum, step.close([one for _, one in kept]))
+
+        given = list(zip(leaves.split(state.maximum), step.given, strict=True))
+        return Step(Partial(_keep_maximum, step.kernel), given, close)
+
+    return _leafwise.combined([inner], init, begin)
+
+
+def _keep_maximum(
+    kernel: Partial, gradient: jax.Array, given: tuple[jax.Array, Any]
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    before, inner = given
+    estimate, kept = kernel(gradient, inner)
+    maximum = jnp.maximum(estimate, before)
+    return maximum, (_leaves.narrow(maximum, before.dtype), kept)
 
 
 class BiasCorrectedState(NamedTuple):
@@ -530,20 +566,21 @@ def bias_corrected(
     def init(params: optax.Params) -> BiasCorrectedState:
         return BiasCorrectedState(jnp.zeros([], jnp.int32), inner.init(params))
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, BiasCorrectedState]:
-        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+        step = _leafwise.begin(inner, leaves, state.inner_state, params, extra_args)
         observations = _leaves.increment(state.observations)
-        correct = Partial(_divide_by, bias_correction(decay, observations))
-        corrected = _leaves.map_leaves(correct, estimate, call=_leaves.call)
-        return corrected, BiasCorrectedState(observations, inner_state)
+        correction = bias_correction(decay, observations)
+        return Step(
+            Partial(_divide_by, correction, step.kernel),
+            step.given,
+            lambda kept: BiasCorrectedState(observations, step.close(kept)),
+        )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _leafwise.combined([inner], init, begin)
 
 
-def _divide_by(correction: jax.Array, estimate: jax.Array) -> jax.Array:
-    return saturate(estimate / correction.astype(_leaves.real_dtype(estimate.dtype)))
+def _divide_by(
+    correction: jax.Array, kernel: Partial, gradient: jax.Array, given: Any
+) -> tuple[jax.Array, Any]:
+    estimate, kept = kernel(gradient, given)
+    return saturate(estimate / correction.astype(_leaves.real_dtype(estimate.dtype))), kept

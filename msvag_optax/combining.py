@@ -1,13 +1,15 @@
 """Where estimates become updates."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.tree_util import Partial
 
-from msvag_optax import _checks, _leaves, wrappers
+from msvag_optax import _checks, _leafwise, _leaves, wrappers
+from msvag_optax._leafwise import Leaves, Step
 from msvag_optax.averages import running_moments
 from msvag_optax.formulas import adapted_direction, adapted_direction_of_mean
 from msvag_optax.weighting import exponential
@@ -65,26 +67,36 @@ def from_estimates(
     branches = {
         name: optax.with_extra_args_support(estimator) for name, estimator in estimators.items()
     }
-    kernel, call = _leaves.as_partial(formula), _leaves.call_for(formula)
+    read = _leaves.as_partial(formula)
 
     def init(params: optax.Params) -> FromEstimatesState:
         return FromEstimatesState({name: tx.init(params) for name, tx in branches.items()})
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, FromEstimatesState]:
-        estimates, states = {}, {}
-        for name, tx in branches.items():
-            estimates[name], states[name] = tx.update(
-                updates, state.inner_states[name], params, **extra_args
-            )
-        outcome = _leaves.map_leaves(kernel, updates, call=call, **estimates)
-        return outcome, FromEstimatesState(states)
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+        steps = {
+            name: _leafwise.begin(tx, leaves, state.inner_states[name], params, extra_args)
+            for name, tx in branches.items()
+        }
 
-    return optax.GradientTransformationExtraArgs(init, update)
+        def close(kept: Sequence[dict[str, Any]]) -> FromEstimatesState:
+            return FromEstimatesState(
+                {name: step.close([one[name] for one in kept]) for name, step in steps.items()}
+            )
+
+        columns = zip(*(step.given for step in steps.values()), strict=True)
+        given = [dict(zip(steps, column, strict=True)) for column in columns]
+        kernels = {name: step.kernel for name, step in steps.items()}
+        return Step(Partial(_read, read, kernels), given, close)
+
+    return _leafwise.combined([*branches.values()], init, begin, [formula])
+
+
+def _read(
+    formula: Partial, kernels: dict[str, Partial], gradient: jax.Array, given: dict[str, Any]
+) -> tuple[jax.Array, dict[str, Any]]:
+    pairs = {name: kernel(gradient, given[name]) for name, kernel in kernels.items()}
+    estimates = {name: estimate for name, (estimate, _) in pairs.items()}
+    return formula(gradient, **estimates), {name: kept for name, (_, kept) in pairs.items()}
 
 
 def _check_names(formula: Any, estimators: dict[str, Any]) -> None:

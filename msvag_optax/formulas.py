@@ -105,7 +105,8 @@ def layer_square_norm(
 
     Returns:
       What `running_average` takes as `of`. Its values are real scalars of shape (), or of shape
-      (layers, 1, ..., 1) for a stacked leaf.
+      (layers, 1, ..., 1) for a stacked leaf. A sum that overflows is infinite, and counts in an
+      average as the largest float.
 
     Raises:
       TypeError: if `stacked` is no sequence of strings, or `axis_name` no name.
@@ -144,14 +145,13 @@ def layer_square_norm(
 
 
 def _square_norm(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
-    # The sum is what saturates: a minimum inside of it would keep XLA from fusing the two.
-    return saturate(_manual.sum_over(cut, jnp.sum(absolute_square(gradient)), gradient))
+    return _manual.sum_over(cut, jnp.sum(absolute_square(gradient)), gradient)
 
 
 def _square_norm_of_rows(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
     axes = tuple(range(1, gradient.ndim))
     rows = jnp.sum(absolute_square(gradient), axis=axes, keepdims=True)
-    return saturate(_manual.sum_over(cut, rows, gradient))
+    return _manual.sum_over(cut, rows, gradient)
 
 
 def over_rms(

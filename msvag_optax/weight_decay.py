@@ -33,8 +33,10 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from msvag_optax import _checks, paths, wrappers
+from msvag_optax import _checks, _leafwise, paths, wrappers
+from msvag_optax._leafwise import Leafwise, Leaves, Step
 
 
 def weight_decay_mask(exclude: Sequence[str]) -> Callable[[Any], Any]:
@@ -107,6 +109,8 @@ def add_decayed_weights(
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), algorithm 2.
     """
     _checks.check_number("weight_decay", weight_decay, schedule=True)
+    if callable(weight_decay):
+        return wrappers.dependable(_on_schedule(weight_decay, exclude))
     return wrappers.dependable(decayed_weights(weight_decay, exclude))
 
 
@@ -149,22 +153,22 @@ def subtract_decayed_weights(
     _checks.check_number("weight_decay", weight_decay, schedule=True)
     if callable(weight_decay):
         return wrappers.dependable(
-            decayed_weights(lambda count: jnp.negative(weight_decay(count)), exclude)
+            _on_schedule(lambda count: jnp.negative(weight_decay(count)), exclude)
         )
     return wrappers.dependable(decayed_weights(-weight_decay, exclude))
 
 
 def decayed_weights(
-    weight_decay: optax.ScalarOrSchedule,
+    weight_decay: jax.typing.ArrayLike,
     exclude: Sequence[str] = (),
     *,
     argument: str = "exclude",
     strict: bool = True,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """`optax.add_decayed_weights` with exclusions; a plain zero needs no parameters.
 
     Args:
-      weight_decay: the rate, or a schedule of it.
+      weight_decay: the rate.
       exclude: regular expressions of what does not decay.
       argument: how an error names `exclude`.
       strict: whether `init` refuses a pattern that is found in no path.
@@ -173,35 +177,47 @@ def decayed_weights(
       The transformation.
     """
     _checks.check_patterns(argument, exclude)
-    if _checks.is_concrete(weight_decay) and weight_decay == 0:
-        link = optax.identity()
-    else:
-        link = optax.add_decayed_weights(weight_decay)
-    if exclude:
-        link = _masked(
-            link, lambda tree: _decays(exclude, tree), stateless=not callable(weight_decay)
-        )
+    decay = Partial(optax.add_decayed_weights, weight_decay)
+    none_decays = _checks.is_concrete(weight_decay) and weight_decay == 0
+    decaying: dict[Any, list[bool]] = {}  # by the tree's structure: finding names takes time
 
     def init(params: optax.Params) -> optax.OptState:
         if strict:
             paths.check_patterns_match(argument, exclude, params)
+        return decay().init(params)
+
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+        del extra_args
+        if none_decays:
+            return Step(Partial(_decay, decay), [None] * len(leaves), lambda _: state)
+        if params is None:
+            decay().update(leaves.tree, state, params)  # raises, as optax does
+        if leaves.treedef not in decaying:
+            decaying[leaves.treedef] = leaves.split(_decays(exclude, leaves.tree))
+        flags = decaying[leaves.treedef]
+        given = [p if flag else None for p, flag in zip(leaves.split(params), flags, strict=True)]
+        return Step(Partial(_decay, decay), given, lambda _: state)
+
+    return _leafwise.leafwise(init, begin)
+
+
+def _decay(decay: Partial, update: jax.Array, param: jax.Array | None) -> tuple[jax.Array, None]:
+    """The update with its decayed weight; the bare update where no parameter is given."""
+    return update if param is None else decay().update(update, optax.EmptyState(), param)[0], None
+
+
+def _on_schedule(schedule: optax.Schedule, exclude: Sequence[str]) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`, which keeps a count of its own, with exclusions."""
+    _checks.check_patterns("exclude", exclude)
+    link = optax.add_decayed_weights(schedule)
+    if exclude:
+        link = optax.masked(link, lambda tree: _decays(exclude, tree))
+
+    def init(params: optax.Params) -> optax.OptState:
+        paths.check_patterns_match("exclude", exclude, params)
         return link.init(params)
 
     return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(link).update)
-
-
-def _masked(
-    link: optax.GradientTransformation, mask: Callable[[Any], Any], *, stateless: bool
-) -> optax.GradientTransformation:
-    """`optax.masked`, which keeps no state either if `link` keeps none.
-
-    A checkpoint then fits whether or not something is excluded.
-    """
-    masked = optax.masked(link, mask)
-    if not stateless:
-        return masked
-    nothing = optax.MaskedState(optax.EmptyState())
-    return optax.stateless(lambda updates, params: masked.update(updates, nothing, params)[0])
 
 
 def weight_decay_report(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from msvag_optax import _checks, _leaves, paths
+from msvag_optax import _checks, _leafwise, _leaves, paths
+from msvag_optax._leafwise import Leaves, Step
 
 _NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
 
@@ -26,9 +27,7 @@ def _is_masked(node: Any) -> bool:
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is a number or array that a gradient can move."""
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return isinstance(leaf, float | complex)
-    return jnp.issubdtype(dtype, jnp.inexact)
+    return isinstance(leaf, float | complex) if dtype is None else _leaves.is_inexact(dtype)
 
 
 def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -70,25 +69,24 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
     ) -> tuple[optax.Updates, optax.OptState]:
         wide_params = None if params is None else widen(params)
         new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
-        _check_updates(updates, new_updates)
-        narrow = jax.tree.map(
-            lambda g, u: _leaves.narrow(u, jnp.result_type(g)), updates, new_updates
-        )
-        return narrow, state
+        return _narrow(new_updates, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_updates(gradients: optax.Updates, updates: optax.Updates) -> None:
-    """Raises unless the updates have the gradients' shapes, which an estimate may not have."""
-    leaves, treedef = jax.tree.flatten(gradients)
-    for index, (old, new) in enumerate(zip(leaves, treedef.flatten_up_to(updates), strict=True)):
-        if getattr(new, "shape", None) != jnp.shape(old):
+def _narrow(updates: optax.Updates, gradients: optax.Updates) -> optax.Updates:
+    """The updates in the gradients' dtypes, if they have their shapes, as an estimate may not."""
+    leaves = Leaves(gradients)
+    narrow = []
+    for old, new in zip(leaves.values, leaves.treedef.flatten_up_to(updates), strict=True):
+        if getattr(new, "shape", None) != _leaves.shape_of(old):
             made = f"shape {new.shape}" if hasattr(new, "shape") else f"type {type(new).__name__}"
             raise ValueError(
-                f"The update of {paths.names(gradients)[index]!r} has {made}, its gradient has "
-                f"shape {jnp.shape(old)}: an estimate is made an update by `from_estimates`."
+                f"The update of {paths.names(gradients)[len(narrow)]!r} has {made}, its gradient "
+                f"has shape {jnp.shape(old)}: an estimate is made an update by `from_estimates`."
             )
+        narrow.append(_leaves.narrow(new, _leaves.dtype_of(old)))
+    return leaves.join(narrow)
 
 
 def kept_in(
@@ -135,14 +133,24 @@ def kept_in(
     def init(params: optax.Params) -> optax.OptState:
         return keep(inner.init(params))
 
+    def widen(state: optax.OptState) -> optax.OptState:
+        return jax.tree.map(lambda x: _leaves.widen(x) if is_inexact(x) else x, state)
+
+    if isinstance(inner, _leafwise.Leafwise):
+
+        def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+            step = inner.begin(leaves, widen(state), params, extra_args)
+            return step._replace(close=lambda kept: keep(step.close(kept)))
+
+        return _leafwise.leafwise(init, begin, inner.functions)
+
     def update(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        wide = jax.tree.map(lambda x: _leaves.widen(x) if is_inexact(x) else x, state)
-        updates, state = inner.update(updates, wide, params, **extra_args)
+        updates, state = inner.update(updates, widen(state), params, **extra_args)
         return updates, keep(state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -200,7 +208,8 @@ def skip_gradientless(
             visible = hide(updates)
             new_updates, new_state = _update(inner, visible, state, None, extra_args)
             return _restore(updates, new_updates), new_state
-        _check_same_tree(updates, params)
+        if _all_have_gradients(updates, params):
+            return _update(inner, updates, state, params, extra_args)
         params = hide(params)
         missing = _map_visible(lambda u, _: u is None, updates, params)
         visible = _map_visible(lambda u, p: jnp.zeros_like(p) if u is None else u, updates, params)
@@ -232,7 +241,7 @@ def _update(
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    return [_leaves.shape_of(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _check_fits_state(
@@ -268,24 +277,28 @@ def _check_fits_state(
             raise _leaves.LeafMismatchError(shape, jnp.shape(kept), name)
 
 
-def _check_same_tree(updates: optax.Updates, params: optax.Params) -> None:
+def _all_have_gradients(updates: optax.Updates, params: optax.Params) -> bool:
+    """Whether no leaf is to be hidden; raises unless the updates are such as the parameters."""
     update_leaves, update_tree = jax.tree.flatten(updates, is_leaf=_is_none)
     param_leaves, param_tree = jax.tree.flatten(params, is_leaf=_is_none)
     if update_tree != param_tree:
         raise _leaves.structure_mismatch(updates, params, "the parameters")
+    hidden = 0
     for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
         if update is None or not is_inexact(param):
+            hidden += 1
             continue
         if not is_inexact(update):
             raise ValueError(
                 f"The update of {paths.names(updates)[index]!r} must be of a floating-point dtype, "
                 f"got {getattr(update, 'dtype', type(update).__name__)}."
             )
-        if jnp.shape(update) != jnp.shape(param):
+        if _leaves.shape_of(update) != _leaves.shape_of(param):
             raise ValueError(
                 f"The update of {paths.names(updates)[index]!r} has shape {jnp.shape(update)}, "
                 f"its parameter has shape {jnp.shape(param)}."
             )
+    return not hidden
 
 
 def _map_visible(function: Any, updates: optax.Updates, params: optax.Params) -> Any:

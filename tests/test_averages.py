@@ -181,6 +181,18 @@ def test_low_precision_gradients_lose_nothing(observations, dtype):
         np.testing.assert_array_equal(ours[-1], exact[-1])
 
 
+@pytest.mark.parametrize("shapes", [[(4,), ()], [()], [(4,), (2, 2)]], ids=str)
+@pytest.mark.parametrize("stacked", [[], ["0"]], ids=str)
+def test_sums_that_overflow_saturate(shapes, stacked):
+    if stacked and shapes[0] == ():
+        shapes = [(2,), ()]
+    gradients = {str(i): jnp.full(shape, 1e30) for i, shape in enumerate(shapes)}
+    norms = mo.running_average(mo.exponential(0.5), of=mo.layer_square_norm(stacked=stacked))
+    estimates, state = norms.update(gradients, norms.init(gradients))
+    for leaf in jax.tree.leaves((estimates, state.average)):
+        np.testing.assert_array_equal(leaf, np.finfo(np.float32).max)
+
+
 def test_running_max_keeps_the_largest(observations):
     newest = mo.running_average(mo.exponential(0.0), of=mo.square)
     estimates, _ = run(mo.running_max(newest), observations)

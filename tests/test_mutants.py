@@ -29,6 +29,8 @@ GOLDEN = "tests/test_golden.py"
 NUMERICS = "tests/test_numerics.py"
 AVERAGES = "tests/test_averages.py"
 MANUAL = "tests/test_manual.py"
+LEAFWISE = "tests/test_leafwise.py"
+LEAVES = "tests/test_leaves.py"
 FORMULAS = "tests/test_formulas.py"
 WEIGHTING = "tests/test_weighting.py"
 WRAPPERS = "tests/test_wrappers.py"
@@ -110,8 +112,8 @@ MUTANTS = {
     ),
     "norm averaged over the elements": Mutant(
         "formulas.py",
-        "jnp.sum(_absolute_square(gradient)), gradient",
-        "jnp.mean(_absolute_square(gradient)), gradient",
+        "jnp.sum(absolute_square(gradient)), gradient",
+        "jnp.mean(absolute_square(gradient)), gradient",
         GOLDEN,
     ),
     "one norm for a stack": Mutant(
@@ -127,7 +129,20 @@ MUTANTS = {
         FORMULAS,
     ),
     "gradients too large to square, divided by the root of less": Mutant(
-        "formulas.py", "return x / jnp.maximum(1, jnp.abs(x) / largest)", "return x", FORMULAS
+        "formulas.py", "return jnp.maximum(1, jnp.abs(x) / largest)", "return 1", FORMULAS
+    ),
+    # Kernels.
+    "a link that reads the updates of the link before it, too early": Mutant(
+        "_leafwise.py",
+        "shares = isinstance(link, Leafwise) and not link.reads_updates",
+        "shares = isinstance(link, Leafwise)",
+        LEAFWISE,
+    ),
+    "a kernel for each link": Mutant(
+        "_leafwise.py", "if shares and runs and", "if not shares and runs and", LEAFWISE
+    ),
+    "numbers in another order on a GPU": Mutant(
+        "_leaves.py", "for number in numbers], 0)", "for number in numbers[::-1]], 0)", LEAVES
     ),
     # Averages.
     "square dropped from the sum of squared weights": Mutant(
@@ -147,14 +162,25 @@ MUTANTS = {
     ),
     "variance from v - m²": Mutant(
         "averages.py",
-        "biased_variance = toward(\n        biased_variance, "
-        "saturate(square(distance) * weights.over_older), weights.newest\n    )",
-        "biased_variance = jnp.maximum(0, toward(\n        biased_variance + mean_before**2, "
-        "square(gradient), weights.newest\n    ) - square(mean))",
+        "biased_variance = toward(biased_variance, squared_distance, weights.newest)",
+        "biased_variance = jnp.maximum(0, toward(biased_variance + mean_before**2, "
+        "square(gradient), weights.newest) - square(mean))",
         NUMERICS,
     ),
     "no exact weight of one": Mutant(
-        "averages.py", "jnp.where(weight == 1, observation, moved)", "moved", NUMERICS
+        "averages.py", "near = weight <= 0.5", "near = weight <= 1.5", NUMERICS
+    ),
+    "a difference that overflows": Mutant(
+        "averages.py",
+        "(pull * observation - pull * average)",
+        "pull * (observation - average)",
+        "tests/test_laws.py",
+    ),
+    "a sum over a layer that stays infinite": Mutant(
+        "averages.py",
+        "return _move(weight, saturate(number), average)",
+        "return _move(weight, number, average)",
+        AVERAGES,
     ),
     "squares decide what is zero": Mutant(
         "averages.py",
@@ -164,10 +190,7 @@ MUTANTS = {
     ),
     "zeros counted": Mutant("averages.py", "jnp.where(seen, moved, average)", "moved", GOLDEN),
     "no maximum": Mutant(
-        "averages.py",
-        "Partial(jnp.maximum), estimate",
-        "Partial(lambda newest, _: newest), estimate",
-        GOLDEN,
+        "averages.py", "maximum = jnp.maximum(estimate, before)", "maximum = estimate", GOLDEN
     ),
     "averages in the gradient's precision": Mutant(
         "averages.py",
@@ -245,7 +268,7 @@ MUTANTS = {
         "wrappers.py", "jnp.where(seen, new, old)", "jnp.where(seen, new, 0 * old)", WRAPPERS
     ),
     "replicated parameters counted once for each device": Mutant(
-        "_manual.py", "name in _varying(piece) if tracked else True", "True", MANUAL
+        "_manual.py", "name in varying(piece) if tracked else True", "True", MANUAL
     ),
     "the norm of a piece": Mutant(
         "_manual.py", "if cut_over else total", "if False else total", MANUAL

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import GetAttrKey
+from jax.tree_util import GetAttrKey, Partial
 
-from msvag_optax import _checks, _leaves, paths, wrappers
+from msvag_optax import _checks, _leafwise, _leaves, paths, wrappers
+from msvag_optax._leafwise import Leafwise, Leaves, Step
 from msvag_optax.weight_decay import decayed_weights
 
 
@@ -107,10 +108,10 @@ def _named_chain(
     links: dict[str, optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.named_chain` with a plain dict for its state, which every serializer knows."""
-    transformations = {name: optax.with_extra_args_support(tx) for name, tx in links.items()}
+    chain: Any = _leafwise.chain([*links.values()])
 
     def init(params: optax.Params) -> dict[str, optax.OptState]:
-        return {name: tx.init(params) for name, tx in transformations.items()}
+        return dict(zip(links, chain.init(params), strict=True))
 
     def update(
         updates: optax.Updates,
@@ -118,22 +119,23 @@ def _named_chain(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, dict[str, optax.OptState]]:
-        if state.keys() != transformations.keys():
-            raise KeyError(f"The chain has the links {[*transformations]}, its state {[*state]}.")
-        new_state = {}
-        for name, tx in transformations.items():
-            updates, new_state[name] = tx.update(updates, state[name], params, **extra_args)
-        return updates, new_state
+        if state.keys() != links.keys():
+            raise KeyError(f"The chain has the links {[*links]}, its state {[*state]}.")
+        states = tuple(state[name] for name in links)
+        updates, states = chain.update(updates, states, params, **extra_args)
+        return updates, dict(zip(links, states, strict=True))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def scale_by_learning_rate(
-    learning_rate: optax.ScalarOrSchedule,
-) -> optax.GradientTransformation:
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> Leafwise:
     """`optax.scale_by_learning_rate`, whose schedule is read at the optimizer's own count."""
     _checks.check_number("learning_rate", learning_rate, schedule=True)
-    return _at_count("learning_rate", optax.scale_by_learning_rate, learning_rate)
+
+    def link(rate: Any) -> Leafwise:
+        return _leafwise.elementwise(Partial(optax.scale_by_learning_rate, rate))
+
+    return _at_count("learning_rate", link, learning_rate)
 
 
 def decoupled_weight_decay(
@@ -141,11 +143,11 @@ def decoupled_weight_decay(
     exclude_from_weight_decay: Any,
     *,
     strict: bool = True,
-) -> optax.GradientTransformation:
+) -> Leafwise:
     """`add_decayed_weights`, whose schedule is read at the optimizer's own count."""
     _checks.check_number("weight_decay", weight_decay, schedule=True)
 
-    def link(rate: Any) -> optax.GradientTransformation:
+    def link(rate: Any) -> Leafwise:
         return decayed_weights(
             rate, exclude_from_weight_decay, argument="exclude_from_weight_decay", strict=strict
         )
@@ -154,21 +156,15 @@ def decoupled_weight_decay(
 
 
 def _at_count(
-    name: str, link: Callable[[Any], optax.GradientTransformation], value: optax.ScalarOrSchedule
-) -> optax.GradientTransformation:
+    name: str, link: Callable[[Any], Leafwise], value: optax.ScalarOrSchedule
+) -> Leafwise:
     """`link(value)`, or `link(value(count))` where the value is a schedule."""
     if not callable(value):
         return link(value)
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         scheduled_value = value(extra_args["count"])
         _checks.check_scheduled(name, scheduled_value)
-        scheduled = optax.with_extra_args_support(link(scheduled_value))
-        return scheduled.update(updates, state, params, **extra_args)
+        return link(scheduled_value).begin(leaves, state, params, extra_args)
 
-    return optax.GradientTransformationExtraArgs(link(0.0).init, update)
+    return _leafwise.leafwise(link(0.0).init, begin, link(0.0).functions)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import optax
+from jax.tree_util import Partial
 
 from msvag_optax import _checks, wrappers
+from msvag_optax._leafwise import elementwise
 from msvag_optax.averages import running_average, running_max
 from msvag_optax.combining import from_estimates
 from msvag_optax.formulas import layer_square_norm, over_rms
@@ -111,7 +113,7 @@ def novograd(
     if grad_averaging:
         momentum = running_average(exponential_from_first(b1), dtype=mu_dtype)
     else:
-        momentum = wrappers.kept_in(optax.trace(b1), mu_dtype)
+        momentum = wrappers.kept_in(elementwise(Partial(optax.trace, b1)), mu_dtype)
     return named_optimizer(
         direction=from_estimates(over_rms(eps, eps_root), second_moment=second_moment),
         decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
