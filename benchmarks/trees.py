@@ -5,9 +5,10 @@ from collections.abc import Callable
 Shapes = dict[str, tuple[int, ...]]
 
 
-def transformer() -> Shapes:
+def transformer(
+    width: int = 512, layers: int = 6, words: int = 50_257, places: int = 1_024
+) -> Shapes:
     """A GPT-2-like decoder with its embeddings."""
-    width, layers, words, places = 512, 6, 50_257, 1_024
     shapes: Shapes = {
         "embedding/words": (words, width),
         "embedding/places": (places, width),
@@ -44,9 +45,9 @@ def resnet_50() -> Shapes:
     return shapes | {"head/kernel": (wide, 1_000), "head/bias": (1_000,)}
 
 
-def many_leaves(leaves: int = 1_000) -> Shapes:
+def many_leaves(leaves: int = 1_000, matrix: tuple[int, int] = (32, 16)) -> Shapes:
     """A thousand small leaves."""
-    return {f"leaf_{index}": (32, 16) if index % 2 else (16,) for index in range(leaves)}
+    return {f"leaf_{index}": matrix if index % 2 else (16,) for index in range(leaves)}
 
 
 def embedding() -> Shapes:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
@@ -32,6 +33,8 @@ class Leaves:
 
     def map(self, call: _leaves.Call, kernel: Partial, given: Sequence[Any]) -> list[Any]:
         """For each leaf `kernel(leaf, given)`, by `call`; an error of a leaf has its name."""
+        # Outside of `jit`, a number would be converted for each leaf. Both are weakly typed.
+        kernel = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, kernel)
         results = []
         try:
             for value, one in zip(self.values, given, strict=True):
