@@ -97,7 +97,7 @@ class Step(NamedTuple):
       bandwidth: the bytes that it must move in its time, over what the device copies meanwhile.
       peer_bandwidth: likewise, of the peer.
       milliseconds: that a step takes.
-      launch: milliseconds until it is launched; if it takes no longer, the device has waited.
+      launch: milliseconds to launch it on an idle device.
       copy: the gigabytes that the device reads and writes in a second.
     """
 
@@ -218,13 +218,14 @@ def stepping(step: Any, build: Build, params: Any, argument: Any) -> Contender:
 
 
 def launch_seconds(contender: Contender, steps: int) -> float:
-    """Until a step is launched."""
-    start = time.perf_counter()
+    """Until a step is launched on a device that has nothing to do: the median of some."""
+    seconds = []
     for _ in range(steps):
+        start = time.perf_counter()
         contender.carry = contender.step(*contender.carry)
-    seconds = (time.perf_counter() - start) / steps
-    jax.block_until_ready(contender.carry)
-    return seconds
+        seconds.append(time.perf_counter() - start)
+        jax.block_until_ready(contender.carry)
+    return statistics.median(seconds)
 
 
 _copy = jax.jit(lambda x: (x ^ 1,), donate_argnums=0)
@@ -316,8 +317,8 @@ def in_markdown(about: str, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Ratios are of one process: medians, in brackets the least and the greatest. *Step*: over "
         "the time of optax's. *Bandwidth*: the bytes of each array that a step must read or write, "
-        "once, in its time, over what the device copies meanwhile. *Launched*: milliseconds until "
-        "the next step can be launched; where that is the step's own time, the device has waited. "
+        "once, in its time, over what the device copies meanwhile. *Launched*: milliseconds to "
+        "launch a step on an idle device; where it takes no longer, launching is the time. "
         "*Share*: what of a training step is not the time of the gradients alone. " + NAMES
     )
 

@@ -144,10 +144,10 @@ def in_markdown(about: str, found: dict[str, list[list[Growth]]]) -> Iterator[st
             yield f"| {row[0].name} | {row[0].peer} | {cells} |"
     yield ""
     yield (
-        "`a (b): c to d`: time grows with the power a of the size, that of optax's with b; the "
-        "ratio of the two is c at the least size and d at the greatest. *Eager*: an update outside "
-        "of `jit`; *step*: a compiled one. A step that comes to be too large for the processor's "
-        "caches grows faster than its tree. " + NAMES
+        "Medians of one process. `a (b): c to d`: time grows with the power a of the size, that of "
+        "optax's with b; the ratio of the two is c at the least size and d at the greatest. "
+        "*Eager*: an update outside of `jit`; *step*: a compiled one. A step that comes to be too "
+        "large for the processor's caches grows faster than its tree. " + NAMES
     )
 
 

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,8 @@ from benchmarks.trees import TREES, Shapes
 PACKAGES = ("torch", "pytorch_optimizer", "expectigrad")
 RATE = 0.1  # large, so that a step is not lost in the rounding of the parameters
 BETAS = (0.9, 0.999)
+
+PAUSE = 0.3  # seconds, longer than the threads of torch spin after a step
 
 # Before any time is counted, both take steps of which all is checked. The gradients differ, so that
 # every decay counts; powers of two scale without rounding.
@@ -237,6 +240,7 @@ class Race:
         for leaf, gradient in self.gradients.items():
             np.multiply(gradient, np.float32(scale), out=self.peer.gradients[leaf])
         self.theirs.run()
+        time.sleep(PAUSE)
 
     def params(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """A copy of our parameters, and of the peer's."""

@@ -33,7 +33,7 @@ class Leaves:
 
     def map(self, call: _leaves.Call, kernel: Partial, given: Sequence[Any]) -> list[Any]:
         """For each leaf `kernel(leaf, given)`, by `call`; an error of a leaf has its name."""
-        # Outside of `jit`, a number would be converted for each leaf. Both are weakly typed.
+        # Outside of `jit`, a number would be converted for each leaf. Its type stays weak.
         kernel = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, kernel)
         results = []
         try:
@@ -78,8 +78,8 @@ class Step(NamedTuple):
 Begin = Callable[[Leaves, Any, Any, dict[str, Any]], Step]
 
 
-class Leafwise(optax.GradientTransformationExtraArgs):
-    """A transformation that has an update for each leaf by itself.
+class Leafwise(NamedTuple):
+    """What makes a transformation leafwise: an update for each leaf by itself.
 
     Attributes:
       begin: makes the step of `(updates, state, params, extra_args)`.
@@ -99,7 +99,7 @@ def leafwise(
     functions: Sequence[Callable[..., Any]] = (),
     *,
     reads_updates: bool = False,
-) -> Leafwise:
+) -> optax.GradientTransformationExtraArgs:
     """The transformation that begins a step, and takes it with one kernel a leaf."""
     call = _leaves.call_for(*functions)
 
@@ -114,13 +114,16 @@ def leafwise(
         pairs = leaves.map(call, step.kernel, step.given)
         return leaves.join([new for new, _ in pairs]), step.close([kept for _, kept in pairs])
 
-    transformation = Leafwise(init, update)
-    transformation.begin, transformation.reads_updates = begin, reads_updates
-    transformation.functions = tuple(functions)
-    return transformation
+    update.__dict__["leafwise"] = Leafwise(begin, reads_updates, tuple(functions))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def begin(
+def leafwise_of(transformation: optax.GradientTransformation) -> Leafwise | None:
+    """What makes a transformation leafwise, if it is; it goes wherever its `update` goes."""
+    return getattr(transformation.update, "leafwise", None)
+
+
+def begin_any(
     estimator: optax.GradientTransformationExtraArgs,
     leaves: Leaves,
     state: Any,
@@ -128,13 +131,13 @@ def begin(
     extra_args: dict[str, Any],
 ) -> Step:
     """The step of any estimator; of one that is not leafwise it is taken already."""
-    if isinstance(estimator, Leafwise):
-        return estimator.begin(leaves, state, params, extra_args)
+    if found := leafwise_of(estimator):
+        return found.begin(leaves, state, params, extra_args)
     estimates, state = estimator.update(leaves.tree, state, params, **extra_args)
-    return Step(Partial(given), leaves.split(estimates), lambda _: state)
+    return Step(Partial(known), leaves.split(estimates), lambda _: state)
 
 
-def given(update: jax.Array, estimate: Any) -> tuple[Any, None]:
+def known(update: jax.Array, estimate: Any) -> tuple[Any, None]:
     """The kernel of an estimator whose estimate of the leaf is known."""
     del update
     return estimate, None
@@ -145,10 +148,11 @@ def combined(
     init: optax.TransformInitFn,
     begin: Begin,
     functions: Sequence[Callable[..., Any]] = (),
-) -> Leafwise:
+) -> optax.GradientTransformationExtraArgs:
     """What begins the steps of its parts, leafwise or not, when it begins its own."""
-    inner = [f for part in parts if isinstance(part, Leafwise) for f in part.functions]
-    ahead = any(part.reads_updates if isinstance(part, Leafwise) else True for part in parts)
+    found = [leafwise_of(part) for part in parts]
+    inner = [function for part in found if part for function in part.functions]
+    ahead = any(part.reads_updates if part else True for part in found)
     return leafwise(init, begin, [*functions, *inner], reads_updates=ahead)
 
 
@@ -156,16 +160,15 @@ def chain(
     links: Sequence[optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.chain`, where leafwise links that follow one another share one kernel a leaf."""
-    runs: list[list[Any]] = []
+    runs: list[list[optax.GradientTransformation]] = []
     for link in links:
-        shares = isinstance(link, Leafwise) and not link.reads_updates
-        if shares and runs and isinstance(runs[-1][0], Leafwise):
+        found = leafwise_of(link)
+        shares = found is not None and not found.reads_updates
+        if shares and runs and leafwise_of(runs[-1][0]):
             runs[-1].append(link)
         else:
             runs.append([link])
-    parts: list[Any] = [
-        _in_turn(run) if isinstance(run[0], Leafwise) else optax.chain(*run) for run in runs
-    ]
+    parts: list[Any] = [_in_turn(run) if leafwise_of(run[0]) else optax.chain(*run) for run in runs]
 
     def init(params: optax.Params) -> tuple[Any, ...]:
         return tuple(link.init(params) for link in links)
@@ -186,16 +189,19 @@ def chain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _in_turn(links: Sequence[Leafwise]) -> Leafwise:
+def _in_turn(
+    links: Sequence[optax.GradientTransformation],
+) -> optax.GradientTransformationExtraArgs:
     """A chain of leafwise links, of which the first alone may read the updates."""
+    parts = [found for found in map(leafwise_of, links) if found]
 
     def init(params: optax.Params) -> tuple[Any, ...]:
         return tuple(link.init(params) for link in links)
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         steps = [
-            link.begin(leaves, link_state, params, extra_args)
-            for link, link_state in zip(links, state, strict=True)
+            part.begin(leaves, part_state, params, extra_args)
+            for part, part_state in zip(parts, state, strict=True)
         ]
 
         def close(kept: Sequence[Any]) -> tuple[Any, ...]:
@@ -205,8 +211,8 @@ def _in_turn(links: Sequence[Leafwise]) -> Leafwise:
         kernel = Partial(_turn, tuple(step.kernel for step in steps))
         return Step(kernel, list(zip(*(step.given for step in steps), strict=True)), close)
 
-    functions = [f for link in links for f in link.functions]
-    return leafwise(init, begin, functions, reads_updates=links[0].reads_updates)
+    functions = [function for part in parts for function in part.functions]
+    return leafwise(init, begin, functions, reads_updates=parts[0].reads_updates)
 
 
 def _turn(
@@ -219,7 +225,7 @@ def _turn(
     return update, tuple(kept)
 
 
-def elementwise(build: Partial) -> Leafwise:
+def elementwise(build: Partial) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's that looks at one element at a time, and at no parameter.
 
     Args:
@@ -232,12 +238,15 @@ def elementwise(build: Partial) -> Leafwise:
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         del params, extra_args
+        kernel = Partial(_elementwise, build)
+        if not jax.tree.leaves(state):
+            return Step(kernel, [state] * len(leaves), lambda _: state)
         given = [type(state)(*fields) for fields in leaves.split_all(*state)]
 
         def close(kept: Sequence[Any]) -> Any:
             return type(state)(*leaves.join_all(kept, len(state)))
 
-        return Step(Partial(_elementwise, build), given, close)
+        return Step(kernel, given, close)
 
     return leafwise(build().init, begin, [build.func])
 

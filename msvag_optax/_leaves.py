@@ -91,8 +91,8 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 def map_numbers(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
     """`function(*row)` of each row of numbers, for an elementwise function with several results.
 
-    On a GPU, where a kernel takes longer to start than to run, the numbers of a column are one
-    vector. Elsewhere that would gain nothing, and take longer to compile.
+    On NVIDIA's GPUs, where a kernel takes longer to start than to run, the numbers of a column are
+    one vector. On CPUs that would take longer to compile.
     """
     return jax.lax.platform_dependent(function, *columns, cuda=_together, default=_apart)
 
@@ -103,7 +103,8 @@ def _apart(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array
 
 def _together(function: Partial, *columns: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
     vectors = function(*map(_as_vector, columns))
-    numbers = {id(vector): _as_numbers(vector) for vector in vectors}  # some may be the same
+    # Two results may be one array, which is then taken apart once.
+    numbers = {id(vector): _as_numbers(vector) for vector in vectors}
     return list(zip(*(numbers[id(vector)] for vector in vectors), strict=True))
 
 
@@ -117,7 +118,7 @@ def _as_numbers(vector: jax.Array) -> list[jax.Array]:
 
 
 def _each_as_number(pieces: list[jax.Array]) -> list[jax.Array]:
-    # A minimum, which changes nothing, is fused with what reads it; a mere slice is a copy.
+    # A minimum, which changes no finite number, is fused with what reads it; a slice is a copy.
     return [jnp.minimum(piece.reshape(()), jnp.finfo(piece.dtype).max) for piece in pieces]
 
 
@@ -185,7 +186,7 @@ def shape_of(leaf: Any) -> tuple[int, ...]:
 
 def dtype_of(leaf: Any) -> jnp.dtype:
     """The dtype of an array or a number."""
-    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)
 
 
 @functools.lru_cache

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks, _leafwise, _leaves, _manual, paths
 from msvag_optax._leafwise import Leaves, Step
-from msvag_optax.formulas import Moments, absolute_square, saturate, square
+from msvag_optax.formulas import Moments, absolute_square, saturate, square, unsaturated_norm
 from msvag_optax.weighting import Weighting, bias_correction
 
 
@@ -86,9 +86,8 @@ def running_average(
     if of is not None and not isinstance(of, paths.PerLeaf):
         _checks.check_function_of_one_array("of", of)
     weight = _leaves.as_partial(weighting.weight)
-    functions = [weighting.weight, of.resolve if isinstance(of, paths.PerLeaf) else of or _identity]
-    call = _leaves.call_for(weighting.weight)
-    measure = _leaves.call_for(functions[1])
+    quantity = of.resolve if isinstance(of, paths.PerLeaf) else of or _identity
+    call, measure = _leaves.call_for(weighting.weight), _leaves.call_for(quantity)
     quantities_of = _quantities_of(of)
 
     def init(params: optax.Params) -> RunningAverageState:
@@ -109,37 +108,35 @@ def running_average(
                 lambda kept: RunningAverageState(*leaves.join_all(kept, 2)),
             )
         observations = _leaves.increment(state.observations)
-        kernel = Partial(_observe, call(Partial(_weigh, weight), observations))
+        weight_now = call(Partial(_weigh, weight), observations)
         given = leaves.split_all(quantities, state.average)
 
         def close(kept: Sequence[jax.Array]) -> RunningAverageState:
             return RunningAverageState(observations, leaves.join(kept))
 
-        if of is not None and _are_numbers(leaves, state.average):
-            return _observe_ahead(Step(kernel, given, close), leaves, measure)
-        return Step(kernel, given, close)
+        norms = [unsaturated_norm(quantity) for quantity, _ in given]
+        averages = [average for _, average in given]
+        if not all(norms) or not _may_stand_together(leaves.values, averages):
+            return Step(Partial(_observe, weight_now), given, close)
+        observed = leaves.map(measure, Partial(_measure), list(zip(norms, averages, strict=True)))
+        pairs = _leaves.map_numbers(Partial(_move_norm, weight_now), observed, averages)
+        moved = close([kept for _, kept in pairs])
+        return Step(Partial(_leafwise.known), [estimate for estimate, _ in pairs], lambda _: moved)
 
-    return _leafwise.leafwise(init, begin, functions, reads_updates=of is not None)
-
-
-def _observe_ahead(step: Step, leaves: Leaves, measure: _leaves.Call) -> Step:
-    """The step of averages of one number a leaf, all of which are moved before the kernels run."""
-    (weight,) = step.kernel.args
-    numbers = leaves.map(measure, Partial(_measure), step.given)
-    averages = [average for _, average in step.given]
-    pairs = _leaves.map_numbers(Partial(_move_number, weight), numbers, averages)
-    state = step.close([kept for _, kept in pairs])
-    return Step(Partial(_leafwise.given), [estimate for estimate, _ in pairs], lambda _: state)
+    functions = [quantity, weighting.weight] if count_nonzero else [quantity]
+    ahead = isinstance(of, paths.PerLeaf) or unsaturated_norm(quantity) is not None
+    return _leafwise.leafwise(init, begin, functions, reads_updates=ahead)
 
 
-def _are_numbers(leaves: Leaves, average: optax.Updates) -> bool:
-    """Whether what is averaged is one number of each leaf, in one dtype and the same everywhere."""
-    averages = leaves.split(average)
+def _may_stand_together(gradients: Sequence[Any], averages: Sequence[Any]) -> bool:
+    """Whether the norms of these gradients, and their averages, may be one array each."""
+    arrays = [x for x in (*gradients, *averages) if isinstance(x, jax.Array)]
+    concrete = [x for x in arrays if not isinstance(x, jax.core.Tracer)]
     return (
-        all(a.shape == () and a.dtype == averages[0].dtype for a in averages)
-        and any(_leaves.shape_of(leaf) != () for leaf in leaves.values)
-        and len({_leaves.wide_dtype(_leaves.dtype_of(leaf)) for leaf in leaves.values}) == 1
-        and not any(_manual.varying(leaf) for leaf in leaves.values)
+        len({(average.shape, average.dtype) for average in averages}) == 1
+        and len({_leaves.wide_dtype(_leaves.dtype_of(gradient)) for gradient in gradients}) == 1
+        and len({frozenset(x.devices()) for x in concrete}) <= 1
+        and not any(_manual.varying(gradient) for gradient in gradients)
     )
 
 
@@ -192,17 +189,19 @@ def toward(average: jax.Array, observation: jax.Array, weight: jax.Array) -> jax
     average, observation = _leaves.widen(average), _leaves.widen(observation)
     dtype = jnp.promote_types(average.dtype, observation.dtype)
     weight = weight.astype(_leaves.real_dtype(dtype))
-    # From the nearer end, a + w (x - a) or x + (w - 1) (x - a), nothing is lost where w is 0 or 1
-    # or the two are equal. Multiplied first, the difference of two large numbers cannot overflow.
+    # From the nearer end, a + w (x - a) or x + (w - 1) (x - a), nothing is lost where the two are
+    # equal, and elsewhere an ulp. Multiplied first, a difference of large numbers cannot overflow.
     near = weight <= 0.5
     pull = jnp.where(near, weight, weight - 1)
-    return jnp.where(near, average, observation) + (pull * observation - pull * average)
+    way = pull * observation - pull * average
+    # At a weight of 0 or 1 one of the two is not to be seen, whatever it is.
+    return jnp.where(near, average, observation) + jnp.where(pull == 0, 0, way)
 
 
 def _observe(
     weight: jax.Array, gradient: jax.Array, given: tuple[Partial, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return _move(weight, _finite(given[0], _measure(gradient, given)), given[1])
+    return _move(weight, _measure(gradient, given), given[1])
 
 
 def _measure(gradient: jax.Array, given: tuple[Partial, jax.Array]) -> jax.Array:
@@ -213,12 +212,6 @@ def _measure(gradient: jax.Array, given: tuple[Partial, jax.Array]) -> jax.Array
     return observation
 
 
-def _finite(quantity: Partial, observation: jax.Array) -> jax.Array:
-    """An observation as it counts: a sum of finite elements may be infinite, and is saturated."""
-    # An infinite gradient is to be seen, and a square is finite.
-    return observation if quantity.func in (_identity, square) else saturate(observation)
-
-
 def _move(
     weight: jax.Array, observation: jax.Array, average: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -226,17 +219,17 @@ def _move(
     return moved, _leaves.narrow(moved, average.dtype)
 
 
-def _move_number(
-    weight: jax.Array, number: jax.Array, average: jax.Array
+def _move_norm(
+    weight: jax.Array, norm: jax.Array, average: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    return _move(weight, saturate(number), average)
+    return _move(weight, saturate(norm), average)
 
 
 def _observe_nonzero(
     weight: Partial, gradient: jax.Array, given: tuple[Partial, jax.Array, jax.Array]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     quantity, observations, average = given
-    observation = _finite(quantity, _measure(gradient, (quantity, average)))
+    observation = _measure(gradient, (quantity, average))
     seen = (gradient if observation.shape == gradient.shape else observation) != 0
     observations = jnp.where(seen, _leaves.increment(observations), observations)
     moved = toward(average, observation, _weigh(weight, jnp.maximum(observations, 1)))
@@ -338,7 +331,7 @@ def running_moments(
         kernel = Partial(_observe_moments, weights)
         return Step(kernel, leaves.split_all(state.mean, state.biased_variance), close)
 
-    return _leafwise.leafwise(init, begin, [weighting.weight])
+    return _leafwise.leafwise(init, begin)
 
 
 class _Weights(NamedTuple):
@@ -491,25 +484,43 @@ def running_max(
         return RunningMaxState(maximum, state)
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
-        step = _leafwise.begin(inner, leaves, state.inner_state, params, extra_args)
+        step = _leafwise.begin_any(inner, leaves, state.inner_state, params, extra_args)
 
-        def close(kept: Sequence[tuple[jax.Array, Any]]) -> RunningMaxState:
+        def close(kept: Sequence[tuple[Any, Any]]) -> RunningMaxState:
             maximum = leaves.join([one for one, _ in kept])
             return RunningMaxState(maximum, step.close([one for _, one in kept]))
 
         given = list(zip(leaves.split(state.maximum), step.given, strict=True))
-        return Step(Partial(_keep_maximum, step.kernel), given, close)
+        return Step(Partial(_keep_larger, step.kernel), given, close)
 
-    return _leafwise.combined([inner], init, begin)
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RunningMaxState]:
+        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        maximum, kept = _larger(estimate, state.maximum)
+        return maximum, RunningMaxState(kept, inner_state)
+
+    if _leafwise.leafwise_of(inner):
+        return _leafwise.combined([inner], init, begin)
+    return optax.GradientTransformationExtraArgs(init, update)  # whatever tree it estimates
 
 
-def _keep_maximum(
-    kernel: Partial, gradient: jax.Array, given: tuple[jax.Array, Any]
-) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+def _larger(estimate: Any, before: Any) -> tuple[Any, Any]:
+    """The larger of each two numbers; and the same, in the dtype that it is kept in."""
+    maximum = jax.tree.map(jnp.maximum, estimate, before)
+    return maximum, jax.tree.map(lambda m, b: _leaves.narrow(m, b.dtype), maximum, before)
+
+
+def _keep_larger(
+    kernel: Partial, gradient: jax.Array, given: tuple[Any, Any]
+) -> tuple[Any, tuple[Any, Any]]:
     before, inner = given
-    estimate, kept = kernel(gradient, inner)
-    maximum = jnp.maximum(estimate, before)
-    return maximum, (_leaves.narrow(maximum, before.dtype), kept)
+    estimate, inner_kept = kernel(gradient, inner)
+    maximum, kept = _larger(estimate, before)
+    return maximum, (kept, inner_kept)
 
 
 class BiasCorrectedState(NamedTuple):
@@ -567,20 +578,39 @@ def bias_corrected(
         return BiasCorrectedState(jnp.zeros([], jnp.int32), inner.init(params))
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
-        step = _leafwise.begin(inner, leaves, state.inner_state, params, extra_args)
+        step = _leafwise.begin_any(inner, leaves, state.inner_state, params, extra_args)
         observations = _leaves.increment(state.observations)
         correction = bias_correction(decay, observations)
         return Step(
-            Partial(_divide_by, correction, step.kernel),
+            Partial(_correct, correction, step.kernel),
             step.given,
             lambda kept: BiasCorrectedState(observations, step.close(kept)),
         )
 
-    return _leafwise.combined([inner], init, begin)
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, BiasCorrectedState]:
+        estimate, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        observations = _leaves.increment(state.observations)
+        corrected = _divided_by(bias_correction(decay, observations), estimate)
+        return corrected, BiasCorrectedState(observations, inner_state)
+
+    if _leafwise.leafwise_of(inner):
+        return _leafwise.combined([inner], init, begin)
+    return optax.GradientTransformationExtraArgs(init, update)  # whatever tree it estimates
 
 
-def _divide_by(
+def _divided_by(correction: jax.Array, estimate: Any) -> Any:
+    return jax.tree.map(
+        lambda e: saturate(e / correction.astype(_leaves.real_dtype(e.dtype))), estimate
+    )
+
+
+def _correct(
     correction: jax.Array, kernel: Partial, gradient: jax.Array, given: Any
-) -> tuple[jax.Array, Any]:
+) -> tuple[Any, Any]:
     estimate, kept = kernel(gradient, given)
-    return saturate(estimate / correction.astype(_leaves.real_dtype(estimate.dtype))), kept
+    return _divided_by(correction, estimate), kept

@@ -74,7 +74,7 @@ def from_estimates(
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         steps = {
-            name: _leafwise.begin(tx, leaves, state.inner_states[name], params, extra_args)
+            name: _leafwise.begin_any(tx, leaves, state.inner_states[name], params, extra_args)
             for name, tx in branches.items()
         }
 

@@ -105,8 +105,7 @@ def layer_square_norm(
 
     Returns:
       What `running_average` takes as `of`. Its values are real scalars of shape (), or of shape
-      (layers, 1, ..., 1) for a stacked leaf. A sum that overflows is infinite, and counts in an
-      average as the largest float.
+      (layers, 1, ..., 1) for a stacked leaf.
 
     Raises:
       TypeError: if `stacked` is no sequence of strings, or `axis_name` no name.
@@ -145,13 +144,25 @@ def layer_square_norm(
 
 
 def _square_norm(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
+    return saturate(_sum_of_squares(cut, gradient))
+
+
+def _sum_of_squares(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
+    # The sum is what saturates: a minimum inside of it would keep XLA from fusing the two.
     return _manual.sum_over(cut, jnp.sum(absolute_square(gradient)), gradient)
 
 
 def _square_norm_of_rows(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
     axes = tuple(range(1, gradient.ndim))
     rows = jnp.sum(absolute_square(gradient), axis=axes, keepdims=True)
-    return _manual.sum_over(cut, rows, gradient)
+    return saturate(_manual.sum_over(cut, rows, gradient))
+
+
+def unsaturated_norm(quantity: Callable[..., Any]) -> Partial | None:
+    """The sum that the norm of a whole layer saturates; None for every other quantity."""
+    if isinstance(quantity, Partial) and quantity.func is _square_norm:
+        return Partial(_sum_of_squares, *quantity.args)
+    return None
 
 
 def over_rms(
@@ -206,7 +217,7 @@ def _over_rms(
 
 
 def _excess(x: jax.Array) -> jax.Array:
-    """How many times |x| is what squares saturate at; 1 where it is less."""
+    """How many times |x| is what squares saturate at, up to rounding; 1 where it is less."""
     largest = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)  # a power of two: dividing by it is exact
     return jnp.maximum(1, jnp.abs(x) / largest)  # infinity over infinity is NaN, and stays visible
 

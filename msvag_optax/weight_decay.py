@@ -36,7 +36,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks, _leafwise, paths, wrappers
-from msvag_optax._leafwise import Leafwise, Leaves, Step
+from msvag_optax._leafwise import Leaves, Step
 
 
 def weight_decay_mask(exclude: Sequence[str]) -> Callable[[Any], Any]:
@@ -109,9 +109,10 @@ def add_decayed_weights(
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), algorithm 2.
     """
     _checks.check_number("weight_decay", weight_decay, schedule=True)
+    exclusions = Exclusions(exclude)
     if callable(weight_decay):
-        return wrappers.dependable(_on_schedule(weight_decay, exclude))
-    return wrappers.dependable(decayed_weights(weight_decay, exclude))
+        return wrappers.dependable(_on_schedule(weight_decay, exclusions))
+    return wrappers.dependable(decayed_weights(weight_decay, exclusions))
 
 
 def subtract_decayed_weights(
@@ -151,52 +152,67 @@ def subtract_decayed_weights(
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), section 2.
     """
     _checks.check_number("weight_decay", weight_decay, schedule=True)
+    exclusions = Exclusions(exclude)
     if callable(weight_decay):
         return wrappers.dependable(
-            _on_schedule(lambda count: jnp.negative(weight_decay(count)), exclude)
+            _on_schedule(lambda count: jnp.negative(weight_decay(count)), exclusions)
         )
-    return wrappers.dependable(decayed_weights(-weight_decay, exclude))
+    return wrappers.dependable(decayed_weights(-weight_decay, exclusions))
+
+
+class Exclusions:
+    """Which parameters do not decay, by regular expressions."""
+
+    def __init__(
+        self, patterns: Sequence[str], *, argument: str = "exclude", strict: bool = True
+    ) -> None:
+        """Checks the patterns.
+
+        Args:
+          patterns: what is searched in the parameters' paths.
+          argument: how an error names them.
+          strict: whether a pattern that is found in no path is an error.
+        """
+        _checks.check_patterns(argument, patterns)
+        self.patterns, self.argument, self.strict = patterns, argument, strict
+        self._decaying: dict[Any, list[bool]] = {}
+
+    def check_match(self, params: optax.Params) -> None:
+        """Raises if a pattern is to be found, and is not."""
+        if self.strict:
+            paths.check_patterns_match(self.argument, self.patterns, params)
+
+    def mask(self, tree: Any) -> Any:
+        """Of each leaf, whether it decays."""
+        return _decays(self.patterns, tree)
+
+    def decaying(self, leaves: Leaves) -> list[bool]:
+        """The same, looked up where it was asked before, since finding names takes time."""
+        if leaves.treedef not in self._decaying:
+            self._decaying[leaves.treedef] = leaves.split(self.mask(leaves.tree))
+        return self._decaying[leaves.treedef]
 
 
 def decayed_weights(
-    weight_decay: jax.typing.ArrayLike,
-    exclude: Sequence[str] = (),
-    *,
-    argument: str = "exclude",
-    strict: bool = True,
-) -> Leafwise:
-    """`optax.add_decayed_weights` with exclusions; a plain zero needs no parameters.
-
-    Args:
-      weight_decay: the rate.
-      exclude: regular expressions of what does not decay.
-      argument: how an error names `exclude`.
-      strict: whether `init` refuses a pattern that is found in no path.
-
-    Returns:
-      The transformation.
-    """
-    _checks.check_patterns(argument, exclude)
+    weight_decay: jax.typing.ArrayLike, exclusions: Exclusions
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.add_decayed_weights` with exclusions; a plain zero needs no parameters."""
     decay = Partial(optax.add_decayed_weights, weight_decay)
     none_decays = _checks.is_concrete(weight_decay) and weight_decay == 0
-    decaying: dict[Any, list[bool]] = {}  # by the tree's structure: finding names takes time
 
     def init(params: optax.Params) -> optax.OptState:
-        if strict:
-            paths.check_patterns_match(argument, exclude, params)
+        exclusions.check_match(params)
         return decay().init(params)
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         del extra_args
+        kernel = Partial(_decay, decay)
         if none_decays:
-            return Step(Partial(_decay, decay), [None] * len(leaves), lambda _: state)
+            return Step(kernel, [None] * len(leaves), lambda _: state)
         if params is None:
             decay().update(leaves.tree, state, params)  # raises, as optax does
-        if leaves.treedef not in decaying:
-            decaying[leaves.treedef] = leaves.split(_decays(exclude, leaves.tree))
-        flags = decaying[leaves.treedef]
-        given = [p if flag else None for p, flag in zip(leaves.split(params), flags, strict=True)]
-        return Step(Partial(_decay, decay), given, lambda _: state)
+        pairs = zip(leaves.split(params), exclusions.decaying(leaves), strict=True)
+        return Step(kernel, [p if decays else None for p, decays in pairs], lambda _: state)
 
     return _leafwise.leafwise(init, begin)
 
@@ -206,15 +222,16 @@ def _decay(decay: Partial, update: jax.Array, param: jax.Array | None) -> tuple[
     return update if param is None else decay().update(update, optax.EmptyState(), param)[0], None
 
 
-def _on_schedule(schedule: optax.Schedule, exclude: Sequence[str]) -> optax.GradientTransformation:
+def _on_schedule(
+    schedule: optax.Schedule, exclusions: Exclusions
+) -> optax.GradientTransformationExtraArgs:
     """`optax.add_decayed_weights`, which keeps a count of its own, with exclusions."""
-    _checks.check_patterns("exclude", exclude)
     link = optax.add_decayed_weights(schedule)
-    if exclude:
-        link = optax.masked(link, lambda tree: _decays(exclude, tree))
+    if exclusions.patterns:
+        link = optax.masked(link, exclusions.mask)
 
     def init(params: optax.Params) -> optax.OptState:
-        paths.check_patterns_match("exclude", exclude, params)
+        exclusions.check_match(params)
         return link.init(params)
 
     return optax.GradientTransformationExtraArgs(init, optax.with_extra_args_support(link).update)

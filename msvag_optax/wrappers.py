@@ -136,13 +136,9 @@ def kept_in(
     def widen(state: optax.OptState) -> optax.OptState:
         return jax.tree.map(lambda x: _leaves.widen(x) if is_inexact(x) else x, state)
 
-    if isinstance(inner, _leafwise.Leafwise):
-
-        def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
-            step = inner.begin(leaves, widen(state), params, extra_args)
-            return step._replace(close=lambda kept: keep(step.close(kept)))
-
-        return _leafwise.leafwise(init, begin, inner.functions)
+    def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
+        step = _leafwise.begin_any(inner, leaves, widen(state), params, extra_args)
+        return step._replace(close=lambda kept: keep(step.close(kept)))
 
     def update(
         updates: optax.Updates,
@@ -153,6 +149,8 @@ def kept_in(
         updates, state = inner.update(updates, widen(state), params, **extra_args)
         return updates, keep(state)
 
+    if _leafwise.leafwise_of(inner):
+        return _leafwise.combined([inner], init, begin)
     return optax.GradientTransformationExtraArgs(init, update)
 
 

@@ -193,6 +193,81 @@ def test_sums_that_overflow_saturate(shapes, stacked):
         np.testing.assert_array_equal(leaf, np.finfo(np.float32).max)
 
 
+@pytest.mark.parametrize("weighting", [mo.exponential(0.0), mo.Weighting(jnp.ones_like)])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_at_a_weight_of_one_nothing_old_is_left(weighting, bad):
+    estimates, _ = run(mo.running_average(weighting), jnp.asarray([[1.0], [bad], [2.0], [3.0]]))
+    np.testing.assert_array_equal(np.ravel(estimates), [1.0, bad, 2.0, 3.0])
+
+
+def test_at_a_weight_of_zero_nothing_new_is_seen():
+    only_first = mo.Weighting(lambda count: jnp.where(count == 1, 1.0, 0.0))
+    estimates, _ = run(mo.running_average(only_first), jnp.asarray([[5.0], [np.inf], [2.0]]))
+    np.testing.assert_array_equal(np.ravel(estimates), [5.0, 5.0, 5.0])
+
+
+@pytest.mark.parametrize("of", [None, jnp.abs, jnp.asarray, lambda g: jnp.max(jnp.abs(g))])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_an_infinite_gradient_is_seen_in_every_quantity(of, bad):
+    average = mo.running_average(mo.exponential(0.5), of=of)
+    estimates, _ = run(average, jnp.asarray([[1.0, 1.0], [1.0, bad], [1.0, 1.0]]))
+    assert [bool(np.isfinite(e).all()) for e in estimates] == [True, False, False]
+
+
+def test_norms_on_several_devices_are_averaged_where_they_are():
+    """Outside of `jit`, as where stages of a pipeline are placed by hand."""
+    devices = jax.devices()[:2]
+    gradients = {d.id: jax.device_put(jnp.ones(4), d) for d in devices}
+    tx = mo.novograd(0.1)
+    state = tx.init(gradients)
+    for _ in range(2):
+        updates, state = tx.update(gradients, state, gradients)
+    norms = optax.tree.get(state, "average")
+    for device in devices:
+        assert updates[device.id].devices() == norms[device.id].devices() == {device}
+        assert norms[device.id] == 4
+
+
+def double_moments():
+    return mo.running_moments(mo.exponential(0.5))
+
+
+def norm_of_all():
+    """An estimator of optax's kind, with one number for the whole tree."""
+    return optax.stateless(lambda updates, _: optax.tree.norm(updates))
+
+
+def test_running_max_of_several_arrays_and_of_one_for_all(observations):
+    moments, estimates = double_moments(), []
+    state = moments.init(observations[0])
+    for x in observations:
+        moment, state = moments.update(jnp.asarray(x), state)
+        estimates.append(moment)
+    largest, state = run(mo.running_max(double_moments()), observations)
+    for field, value in largest[-1]._asdict().items():
+        highest = np.max([getattr(e, field) for e in estimates], axis=0)
+        np.testing.assert_allclose(value, np.maximum(highest, 0), rtol=1e-6)
+    assert isinstance(state.maximum, mo.Moments)
+
+    tree = [{"a": jnp.asarray(x), "b": jnp.asarray(x)} for x in observations]
+    maximum = mo.running_max(norm_of_all())
+    state = maximum.init(tree[0])
+    for gradient in tree:
+        estimate, state = maximum.update(gradient, state)
+    norms = [np.sqrt(2 * np.square(x).sum()) for x in observations]
+    np.testing.assert_allclose(estimate, max(norms), rtol=1e-6)
+
+
+def test_bias_corrected_of_several_arrays_and_of_one_for_all(observations):
+    moments, _ = double_moments().update(observations[0], double_moments().init(observations[0]))
+    corrected, _ = run(mo.bias_corrected(double_moments(), 0.75), observations[:1])
+    for one, other in zip(corrected[0], moments, strict=True):
+        np.testing.assert_allclose(one, 4 * other, rtol=1e-6)
+    tree = {"a": jnp.ones(3), "b": jnp.ones(1)}
+    estimator = mo.bias_corrected(norm_of_all(), 0.75)
+    np.testing.assert_allclose(estimator.update(tree, estimator.init(tree))[0], 8, rtol=1e-6)
+
+
 def test_running_max_keeps_the_largest(observations):
     newest = mo.running_average(mo.exponential(0.0), of=mo.square)
     estimates, _ = run(mo.running_max(newest), observations)

@@ -34,6 +34,10 @@ def test_square_norm_of_leaf_and_of_rows():
     np.testing.assert_array_equal(rows["head"](x), 55.0)
 
 
+def test_square_norm_saturates():
+    assert mo.layer_square_norm()(jnp.full(4, 1e30)) == jnp.finfo(jnp.float32).max
+
+
 def test_stacked_must_match_and_have_an_axis():
     norm = mo.layer_square_norm(stacked=["block"])
     with pytest.raises(ValueError, match=r"`stacked` has the pattern 'block'.*'head'"):

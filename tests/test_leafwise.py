@@ -60,6 +60,7 @@ CHAINS = {
     "leafwise": lambda: [doubled(), mo.running_average(mo.exponential(0.9)), doubled()],
     "norms after a link": lambda: [doubled(), norms(), doubled()],
     "norms twice": lambda: [norms(), norms()],
+    "norms that are kept in another dtype": lambda: [doubled(), mo.kept_in(norms(), jnp.float16)],
     "one of optax's between": lambda: [doubled(), optax.scale_by_adam(), doubled(), doubled()],
     "an estimator of optax's after a link": lambda: [doubled(), traced(), doubled()],
     "estimators of both kinds": lambda: [
@@ -91,6 +92,21 @@ def test_a_chain_is_optaxs(name):
             strict=True,
         ):
             np.testing.assert_allclose(mine, other, rtol=1e-6)
+
+
+def test_an_estimator_may_be_given_another_init():
+    mean = mo.running_average(mo.exponential(0.9))
+    mean = mean._replace(init=mean.init)
+    tx = mo.from_estimates(mo.over_rms(1.0), mean=mean, second_moment=mean)
+    updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    np.testing.assert_array_equal(updates, 0.5)
+
+
+def test_a_state_of_nothing_may_be_anything():
+    scale = doubled()
+    updates, state = scale.update(jnp.ones(2), None)
+    np.testing.assert_array_equal(updates, 2.0)
+    assert state is None
 
 
 def test_what_is_kept_for_another_parameter_does_not_broadcast():

@@ -134,8 +134,8 @@ MUTANTS = {
     # Kernels.
     "a link that reads the updates of the link before it, too early": Mutant(
         "_leafwise.py",
-        "shares = isinstance(link, Leafwise) and not link.reads_updates",
-        "shares = isinstance(link, Leafwise)",
+        "shares = found is not None and not found.reads_updates",
+        "shares = found is not None",
         LEAFWISE,
     ),
     "a kernel for each link": Mutant(
@@ -172,15 +172,27 @@ MUTANTS = {
     ),
     "a difference that overflows": Mutant(
         "averages.py",
-        "(pull * observation - pull * average)",
-        "pull * (observation - average)",
+        "way = pull * observation - pull * average",
+        "way = pull * (observation - average)",
         "tests/test_laws.py",
     ),
     "a sum over a layer that stays infinite": Mutant(
         "averages.py",
-        "return _move(weight, saturate(number), average)",
-        "return _move(weight, number, average)",
+        "return _move(weight, saturate(norm), average)",
+        "return _move(weight, norm, average)",
         AVERAGES,
+    ),
+    "what is older than a weight of one": Mutant(
+        "averages.py", "jnp.where(pull == 0, 0, way)", "way", AVERAGES
+    ),
+    "norms of several devices in one array": Mutant(
+        "averages.py", "for x in concrete}) <= 1", "for x in concrete}) <= 2", AVERAGES
+    ),
+    "a kept state whose link no longer reads updates": Mutant(
+        "wrappers.py",
+        "return _leafwise.combined([inner], init, begin)",
+        "return _leafwise.leafwise(init, begin)",
+        LEAFWISE,
     ),
     "squares decide what is zero": Mutant(
         "averages.py",
@@ -190,7 +202,10 @@ MUTANTS = {
     ),
     "zeros counted": Mutant("averages.py", "jnp.where(seen, moved, average)", "moved", GOLDEN),
     "no maximum": Mutant(
-        "averages.py", "maximum = jnp.maximum(estimate, before)", "maximum = estimate", GOLDEN
+        "averages.py",
+        "maximum = jax.tree.map(jnp.maximum, estimate, before)",
+        "maximum = estimate",
+        GOLDEN,
     ),
     "averages in the gradient's precision": Mutant(
         "averages.py",

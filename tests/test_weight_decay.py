@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
+from msvag_optax import paths
 from tests.support import float64
 
 RATE, DECAY, STEPS = 0.03, 0.2, 12
@@ -234,3 +235,20 @@ def test_report(capsys, tmp_path):
         mo.weight_decay_report(params, exclude=["x"])
     mo.weight_decay_report({})
     assert "0 of 0 elements" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weight_decay", [0.1, lambda count: 0.1 / (1 + count)])
+def test_names_are_found_once_for_all_steps(weight_decay, monkeypatch):
+    asked, path_names = [], paths.path_names
+
+    def count(tree):
+        asked.append(tree)
+        return path_names(tree)
+
+    params = {"w": jnp.ones(2), "bias": jnp.ones(1)}
+    tx = mo.msvag(0.1, weight_decay=weight_decay, exclude_from_weight_decay=["bias"])
+    state = tx.init(params)
+    monkeypatch.setattr(paths, "path_names", count)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    assert len(asked) == 1

@@ -36,6 +36,14 @@ def test_rounding_to_float16_keeps_finite_updates_finite():
     np.testing.assert_array_equal(updates, jnp.asarray([65504, -65504, jnp.inf, jnp.nan]))
 
 
+def test_numpys_gradients_are_taken_in_the_dtype_that_jax_has():
+    """Without `jax_enable_x64`, float64 is float32; and no cast overflows."""
+    gradients = {"w": np.ones(2)}
+    tx = mo.adamw(0.1, weight_decay=0.0)
+    updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+    assert updates["w"].dtype == jnp.float32
+
+
 def test_kept_in_rounds_only_what_is_remembered():
     tx = mo.kept_in(optax.scale_by_adam(), jnp.bfloat16)
     params = jnp.ones(3)

@@ -9,8 +9,8 @@ import optax
 from jax.tree_util import GetAttrKey, Partial
 
 from msvag_optax import _checks, _leafwise, _leaves, paths, wrappers
-from msvag_optax._leafwise import Leafwise, Leaves, Step
-from msvag_optax.weight_decay import decayed_weights
+from msvag_optax._leafwise import Leaves, Step
+from msvag_optax.weight_decay import Exclusions, decayed_weights
 
 
 class OptimizerState(NamedTuple):
@@ -128,11 +128,13 @@ def _named_chain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> Leafwise:
+def scale_by_learning_rate(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
     """`optax.scale_by_learning_rate`, whose schedule is read at the optimizer's own count."""
     _checks.check_number("learning_rate", learning_rate, schedule=True)
 
-    def link(rate: Any) -> Leafwise:
+    def link(rate: Any) -> optax.GradientTransformationExtraArgs:
         return _leafwise.elementwise(Partial(optax.scale_by_learning_rate, rate))
 
     return _at_count("learning_rate", link, learning_rate)
@@ -143,21 +145,24 @@ def decoupled_weight_decay(
     exclude_from_weight_decay: Any,
     *,
     strict: bool = True,
-) -> Leafwise:
+) -> optax.GradientTransformationExtraArgs:
     """`add_decayed_weights`, whose schedule is read at the optimizer's own count."""
     _checks.check_number("weight_decay", weight_decay, schedule=True)
+    exclusions = Exclusions(
+        exclude_from_weight_decay, argument="exclude_from_weight_decay", strict=strict
+    )
 
-    def link(rate: Any) -> Leafwise:
-        return decayed_weights(
-            rate, exclude_from_weight_decay, argument="exclude_from_weight_decay", strict=strict
-        )
+    def link(rate: Any) -> optax.GradientTransformationExtraArgs:
+        return decayed_weights(rate, exclusions)
 
     return _at_count("weight_decay", link, weight_decay)
 
 
 def _at_count(
-    name: str, link: Callable[[Any], Leafwise], value: optax.ScalarOrSchedule
-) -> Leafwise:
+    name: str,
+    link: Callable[[Any], optax.GradientTransformationExtraArgs],
+    value: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
     """`link(value)`, or `link(value(count))` where the value is a schedule."""
     if not callable(value):
         return link(value)
@@ -165,6 +170,6 @@ def _at_count(
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         scheduled_value = value(extra_args["count"])
         _checks.check_scheduled(name, scheduled_value)
-        return link(scheduled_value).begin(leaves, state, params, extra_args)
+        return _leafwise.begin_any(link(scheduled_value), leaves, state, params, extra_args)
 
-    return _leafwise.leafwise(link(0.0).init, begin, link(0.0).functions)
+    return _leafwise.combined([link(0.0)], link(0.0).init, begin)
