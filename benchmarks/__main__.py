@@ -36,7 +36,7 @@ EAGER_LEAVES = 400
 # for other threads.
 TINY, SMALL = (16, 8), (32, 16)
 
-COLUMNS = ("step", "floor", "optax's floor", "trace", "compile", "state", "temporaries")
+COLUMNS = ("step", "over floor", "optax's", "trace", "compile", "state", "temporaries")
 
 R = TypeVar("R", Row, Eager)
 
@@ -149,12 +149,15 @@ def in_markdown(results: Results) -> Iterator[str]:
         "Times are ratios within one process, medians"
         + (f" of the medians of {several} processes" if several else "")
         + ", in brackets the least and the greatest"
-        + (" process. " if several else ". ")
-        + "*Step*, *trace*, *compile* and, outside of `jit`, updates: over those of optax's. "
-        "*Floor*: the step over the time of reading and writing once what it must, in one kernel "
-        "for each array of parameters and state; on many small leaves that is the time to start so "
-        "many kernels, not that of memory, and a step is as fast. *State*: bytes a parameter; "
-        "*temporaries*: bytes; in brackets optax's. " + NAMES
+        + (" process. " if several else " round. ")
+        + "*Step*, *trace* and *compile*: the time here over that of the optimizer of optax that "
+        "is named, which keeps as many arrays or does the same; below 1, this library is faster. "
+        "*Over floor*: the step over the time of reading and writing once what it must, in one "
+        "kernel for each array of parameters and state, and beside it optax's step over its own "
+        "floor; on many small leaves the floor is the time to start so many kernels, and a step "
+        "is as fast. *State*: bytes a parameter; *temporaries*: bytes; in brackets optax's. "
+        "*Outside of `jit`*: the time of an update over that of optax's optimizer, and over that "
+        "of `optax.adam`. " + NAMES
     )
 
 

@@ -149,7 +149,7 @@ def state_table(shapes: Shapes) -> Iterator[str]:
     """The lines of a table in Markdown: what each optimizer remembers, and optax's nearest."""
     yield (
         "| optimizer | state | mu in bfloat16 | nu in bfloat16 | both "
-        "| optax's | state | mu in bfloat16 |"
+        "| optax's | its state | its mu in bfloat16 |"
     )
     yield "| --- |" + " --- |" * 7
     peers = {
@@ -287,9 +287,9 @@ def main() -> None:
         for line in peak_table(device, abstract(shapes, jnp.dtype(dtype))):
             print(line, flush=True)
     print(
-        "\nIn brackets: optax's. Temporaries, in MB: gradients, activations and all else that a "
-        "step needs for\na while. Peak: parameters, state, batch and temporaries, over those of "
-        "optax's Adam."
+        "\nIn brackets: optax's. Temporaries, in MB: gradients (not all at once), activations and "
+        "all else\nthat a step needs for a while. Peak: parameters, state, batch and temporaries, "
+        "over those of\noptax's Adam."
     )
 
 

@@ -168,8 +168,10 @@ def main() -> None:
     print(*rows, sep="\n")
     print(
         "\nIn brackets: optax's. A pass is one reading or writing of an array as large as the "
-        "parameters;\nthe least counts each argument and result once. Collectives are those of 8 "
-        "devices that share\nevery parameter; all else is of one device."
+        "parameters;\nthe least counts each argument and result once. Kernels are those that are "
+        "started in a step, copies\nthose of them that only copy; temporaries are bytes beside "
+        "arguments and results. Collectives are\nthose of 8 devices that share every parameter; "
+        "all else is of one device."
     )
 
 

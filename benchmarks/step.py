@@ -55,7 +55,9 @@ class Spread(NamedTuple):
     greatest: float
 
     def __str__(self) -> str:
-        """To two digits, as in `1.06 (0.90 to 1.10)`."""
+        """To two digits, as in `1.06 (0.90 to 1.10)`, or `1.06` if there is one alone."""
+        if self.least == self.greatest:
+            return f"{self.median:.2f}"
         return f"{self.median:.2f} ({self.least:.2f} to {self.greatest:.2f})"
 
 

@@ -91,6 +91,7 @@ def test_the_tables_tell_what_their_spread_is_of():
     assert_tables_are_whole(merged, tables=2)
 
 
+@pytest.mark.slow
 def test_one_run_measures_every_case(tmp_path, capsys):
     asked = ["--trees", "tiny", "--optimizers", "msvag", "novograd-decay", "--rounds", "1"]
     output = tmp_path / "found.here"
@@ -189,6 +190,7 @@ def test_growth_is_shown_beside_that_of_the_peer():
     assert {growth.cell(row) for row in rows} == {"2.00 (1.00): 0.50 to 50.00"}
 
 
+@pytest.mark.slow
 def test_growth_is_measured_at_every_size(tmp_path, capsys, monkeypatch):
     axes = {"leaves": (many_leaves, (2, 4)), "parameters": (growth.wide_leaves, (1, 2))}
     monkeypatch.setattr(growth, "AXES", axes)
@@ -219,6 +221,7 @@ def test_the_decoders_are_as_large_as_they_are_called(decoder, parameters, leave
     assert len(sizes) == leaves
 
 
+@pytest.mark.slow
 def test_the_decoder_that_is_trained_uses_every_parameter():
     decoder = accelerator.TINY
     keys = jax.random.split(jax.random.key(0), len(decoder.shapes()))
@@ -233,6 +236,7 @@ def test_the_decoder_that_is_trained_uses_every_parameter():
     assert all(jnp.any(x != 0) and jnp.all(jnp.isfinite(x)) for x in gradients.values())
 
 
+@pytest.mark.slow
 def test_an_accelerator_is_measured_row_by_row(tmp_path, capsys, monkeypatch):
     asked = ["--scale", "tiny", "--optimizers", "novograd", "--output", str(tmp_path / "found")]
     accelerator.main(asked)

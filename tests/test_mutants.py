@@ -291,11 +291,11 @@ MUTANTS = {
     "state replicated under jit": Mutant(
         "_leaves.py", "return shard_alike(x, like)[0]", "return x", WRAPPERS
     ),
-    "state of other parameters that broadcasts": Mutant(
-        "wrappers.py",
-        "_shapes(new_state) != _shapes(state)",
-        "False",
-        "tests/test_checkpoints.py::test_the_state_of_other_parameters_is_refused_by_name",
+    "a state of other parameters that grows": Mutant(
+        "wrappers.py", "_shapes(new_state) != _shapes(state)", "False", WRAPPERS
+    ),
+    "a state of other parameters that broadcasts in a kernel": Mutant(
+        "_leafwise.py", "if kept.shape != update.shape:", "if False:", LEAFWISE
     ),
     # What is read from a state.
     "the signal of each leaf for itself": Mutant(

@@ -66,6 +66,7 @@ def test_two_that_do_nothing_are_not_measured():
         raced(optax.set_to_zero(), PAIR._replace(build=optax.set_to_zero))
 
 
+@pytest.mark.slow
 def test_the_first_step_alone_may_be_farther_off():
     """As that of a peer whose first factor is rounding noise."""
     late = optax.scale_by_schedule(lambda count: jax.numpy.where(count == 0, 0.998, 1.0))
@@ -145,7 +146,7 @@ def test_results_in_markdown():
     header, rule, row = lines[2:5]
     assert header.count("|") == rule.count("|") == row.count("|") == 6
     assert row == (
-        "| torch AdamW, fused | adamw | 1.50 (1.25 to 2.00) | 1.00 (0.80 to 2.00) "
+        "| adamw | torch AdamW, fused | 0.67 (0.50 to 0.80) | 1.00 (0.80 to 2.00) "
         "| 1.60 (1.50 to 2.50) |"
     )
 
@@ -158,7 +159,7 @@ def test_results_in_json():
             "tree": "embedding",
             "peer": "torch AdamW, fused",
             "ours": "adamw",
-            "step": {"median": 1.5, "least": 1.25, "greatest": 2.0},
+            "step": {"median": 2 / 3, "least": 0.5, "greatest": 0.8},
             "floor": {"median": 1.0, "least": 0.8, "greatest": 2.0},
             "peer_floor": {"median": 1.6, "least": 1.5, "greatest": 2.5},
         }

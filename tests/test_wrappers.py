@@ -44,6 +44,14 @@ def test_numpys_gradients_are_taken_in_the_dtype_that_jax_has():
     assert updates["w"].dtype == jnp.float32
 
 
+def test_a_state_of_other_parameters_does_not_grow():
+    """Where its shape broadcasts, nothing else would stop it."""
+    tx = mo.skip_gradientless(optax.trace(0.9))
+    state = tx.init({"w": jnp.ones(())})
+    with pytest.raises(ValueError, match=r"The update of 'w' has shape \(3,\).* has shape \(\)"):
+        tx.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
+
+
 def test_kept_in_rounds_only_what_is_remembered():
     tx = mo.kept_in(optax.scale_by_adam(), jnp.bfloat16)
     params = jnp.ones(3)
