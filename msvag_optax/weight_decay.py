@@ -219,7 +219,9 @@ def decayed_weights(
 
 def _decay(decay: Partial, update: jax.Array, param: jax.Array | None) -> tuple[jax.Array, None]:
     """The update with its decayed weight; the bare update where no parameter is given."""
-    return update if param is None else decay().update(update, optax.EmptyState(), param)[0], None
+    if param is not None:
+        update, _ = decay().update(update, optax.EmptyState(), param)
+    return update, None
 
 
 def _on_schedule(
