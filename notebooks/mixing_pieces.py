@@ -92,12 +92,14 @@ def updates_of(tx):
 
 composed = updates_of(novograd_with_maximum(0.1))
 flagged = updates_of(mo.novograd(0.1, b1, b2, eps, amsgrad=True))
-_ = jax.tree.map(np.testing.assert_array_equal, composed, flagged)  # bit for bit
+for ours, theirs in zip(*map(jax.tree.leaves, (composed, flagged)), strict=True):
+    # One kernel may round a product and a sum once, where two round twice.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
 # %% [markdown]
-# The composition and the flag agree bit for bit. That says that they are the same, and not yet that
-# they are right. So here is what "right" means, in NumPy and double precision: a function from all
-# gradients of one layer so far to the update. It has no state and no recurrence.
+# The composition and the flag agree up to rounding. That says that they are the same, and not yet
+# that they are right. So here is what "right" means, in NumPy and double precision: a function from
+# all gradients of one layer so far to the update. It has no state and no recurrence.
 
 
 # %%
@@ -583,7 +585,7 @@ display(
 
 * **The pieces do what the sentences say.** All four compositions agree with NumPy to
   {max(deviations.values()):.0e} of the largest update, and the one that is a flag as well agrees
-  with it bit for bit.
+  with it up to rounding.
 * **As first built, the mixture beats one parent at most.** On digits as they are, layerwise M-SVAG
   {verdict(plain, child, "M-SVAG")} against M-SVAG, at a final loss of {middle(plain, child):.3f}
   to {middle(plain, "M-SVAG"):.3f}, and {verdict(plain, child, "NovoGrad")} against NovoGrad, at
