@@ -6,7 +6,6 @@ What is measured is written down at once. `--scale tiny` is for a look on any ma
 """
 
 import argparse
-import datetime
 import functools
 import statistics
 import time
@@ -24,18 +23,17 @@ from benchmarks.step import (
     PAIRS,
     Contender,
     Spread,
+    about_now,
     as_json,
     bytes_in,
     checked,
     donated_step,
     filled,
     interleave,
-    machine,
     spread,
-    versions,
     write_down,
 )
-from benchmarks.trees import Shapes, transformer
+from benchmarks.trees import Shapes, abstract, transformer
 
 HEAD = 64  # elements of an attention head
 Build = Callable[[], optax.GradientTransformation]
@@ -187,14 +185,14 @@ gradient = jax.jit(jax.grad(loss))
 @functools.cache
 def optimizer_step(build: Build, decoder: Decoder) -> Any:
     """A donated step, compiled."""
-    tx, params = build(), abstract(decoder)
+    tx, params = build(), abstract(decoder.shapes())
     return donated_step(tx).lower(params, jax.eval_shape(tx.init, params), params).compile()
 
 
 @functools.cache
 def training_step(build: Build, decoder: Decoder, batch: int) -> Any:
     """Gradients and a donated step in one program, compiled."""
-    tx, params = build(), abstract(decoder)
+    tx, params = build(), abstract(decoder.shapes())
 
     def step(params: Any, state: Any, tokens: jax.Array) -> Any:
         updates, state = tx.update(gradient(params, tokens), state, params)
@@ -203,11 +201,6 @@ def training_step(build: Build, decoder: Decoder, batch: int) -> Any:
     tokens = jax.ShapeDtypeStruct((batch, decoder.places), jnp.int32)
     state = jax.eval_shape(tx.init, params)
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, tokens).compile()
-
-
-def abstract(decoder: Decoder) -> Any:
-    """The decoder's parameters, without values."""
-    return {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in decoder.shapes().items()}
 
 
 def stepping(step: Any, build: Build, params: Any, argument: Any) -> Contender:
@@ -348,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scale = SCALES[arguments.scale]
     scale = scale._replace(batch=arguments.batch or scale.batch)
     end = time.monotonic() + 60 * arguments.minutes
-    about = f"{machine()}; {versions()}; {datetime.date.today():%Y-%m-%d}"
+    about = about_now()
     todo: list[Callable[[], Row]] = [
         functools.partial(measure_step, name, decoder, scale)
         for decoder in scale.decoders

@@ -4,7 +4,6 @@ python -m benchmarks.growth
 """
 
 import argparse
-import datetime
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,15 @@ from benchmarks.step import (
     NAMES,
     PAIRS,
     Spread,
+    about_now,
     as_json,
     checked,
     compile_step,
     filled,
     interleave,
-    machine,
     spread,
     stepping,
     updating,
-    versions,
     write_down,
 )
 from benchmarks.trees import Shapes, many_leaves
@@ -179,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compilations", type=int, default=2, help="of each step (default 2)")
     parser.add_argument("--output", type=Path, help="written as OUTPUT.md and OUTPUT.json as well")
     arguments = checked(parser, argv)
-    about = f"{machine()}; {versions()}; {datetime.date.today():%Y-%m-%d}"
+    about = about_now()
     found: dict[str, list[list[Growth]]] = {axis: [] for axis in arguments.axes}
     todo = len(arguments.optimizers) * sum(len(AXES[axis][1]) for axis in found)
     times(arguments.optimizers[0], many_leaves(2), 1, 1)  # what a process pays once

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 import msvag_optax as mo
 from benchmarks.passes import devices_of
 from benchmarks.step import bytes_in
-from benchmarks.trees import TREES, Shapes
+from benchmarks.trees import TREES, Shapes, abstract
 
 RATE = 1e-3
 HEAD = 64  # the width of one head of attention
@@ -121,11 +121,6 @@ def stacked(shapes: Shapes) -> Shapes:
 def layers_of(names: Any) -> int:
     """How many layers there are in parameters with these names."""
     return len({name.partition("/")[0] for name in names if name.startswith("block_")})
-
-
-def abstract(shapes: Shapes, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameters without values."""
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
 
 
 def takes(build: Build, options: dict[str, Any]) -> bool:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from benchmarks import hlo
+from benchmarks import hlo, trees
 from benchmarks.sharding import fully_sharded
 from benchmarks.step import PAIRS, bytes_in, donated_step
 from benchmarks.trees import TREES
@@ -148,11 +147,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     devices = devices_of(arguments.device)
-    shapes = TREES[arguments.tree]()
-    params = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(arguments.dtype))
-        for name, shape in shapes.items()
-    }
+    params = trees.abstract(TREES[arguments.tree](), arguments.dtype)
     rows = []
     for name in tqdm(arguments.optimizers, disable=None):
         ours, peer, theirs = PAIRS[name]
@@ -160,7 +155,7 @@ def main() -> None:
         pairs = [f"{mine} ({other})" for mine, other in zip(*costs, strict=True)]
         rows.append(f"| {name} | {peer} | " + " | ".join(pairs) + " |")
     print(
-        f"{TREES[arguments.tree].__doc__} {len(shapes)} leaves, {arguments.dtype}. "
+        f"{TREES[arguments.tree].__doc__} {len(params)} leaves, {arguments.dtype}. "
         f"{devices[0].device_kind}, jax {jax.__version__}, optax {optax.__version__}.\n"
     )
     print("| optimizer | optax's | passes | least | kernels | copies | temporaries | collectives |")

@@ -1,6 +1,7 @@
 """Times what an optimizer adds to training: tracing, compiling, and a step with donated buffers."""
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -132,6 +133,11 @@ def machine() -> str:
 def versions() -> str:
     """Those of what is measured."""
     return f"jax {jax.__version__}, optax {optax.__version__}, Python {platform.python_version()}"
+
+
+def about_now() -> str:
+    """The device, the versions and the date, as tables begin."""
+    return f"{machine()}; {versions()}; {datetime.date.today():%Y-%m-%d}"
 
 
 def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,8 +1,16 @@
 """Parameter trees to measure on, as shapes."""
 
 from collections.abc import Callable
+from typing import Any
+
+import jax
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+def abstract(shapes: Shapes, dtype: Any = "float32") -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters without values."""
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
 
 
 def transformer(

@@ -29,7 +29,7 @@ class Leaves:
 
     def split_all(self, *others: Any) -> list[tuple[Any, ...]]:
         """For each leaf a tuple of what stands in its place in the other trees."""
-        return list(zip(*map(self.split, others), strict=True)) if others else [()] * len(self)
+        return list(zip(*map(self.split, others), strict=True))
 
     def map(self, call: _leaves.Call, kernel: Partial, given: Sequence[Any]) -> list[Any]:
         """For each leaf `kernel(leaf, given)`, by `call`; an error of a leaf has its name."""
@@ -170,9 +170,6 @@ def chain(
             runs.append([link])
     parts: list[Any] = [_in_turn(run) if leafwise_of(run[0]) else optax.chain(*run) for run in runs]
 
-    def init(params: optax.Params) -> tuple[Any, ...]:
-        return tuple(link.init(params) for link in links)
-
     def update(
         updates: optax.Updates,
         state: Any,
@@ -186,7 +183,7 @@ def chain(
             new_state += new
         return updates, tuple(new_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(optax.chain(*links).init, update)
 
 
 def _in_turn(
@@ -194,9 +191,6 @@ def _in_turn(
 ) -> optax.GradientTransformationExtraArgs:
     """A chain of leafwise links, of which the first alone may read the updates."""
     parts = [found for found in map(leafwise_of, links) if found]
-
-    def init(params: optax.Params) -> tuple[Any, ...]:
-        return tuple(link.init(params) for link in links)
 
     def begin(leaves: Leaves, state: Any, params: Any, extra_args: dict[str, Any]) -> Step:
         steps = [
@@ -212,6 +206,7 @@ def _in_turn(
         return Step(kernel, list(zip(*(step.given for step in steps), strict=True)), close)
 
     functions = [function for part in parts for function in part.functions]
+    init = optax.chain(*links).init
     return leafwise(init, begin, functions, reads_updates=parts[0].reads_updates)
 
 
