@@ -4,15 +4,15 @@
 #   make demo                     compare the optimizers on real data
 #   make test                     the fast tests
 #   make test ARGS="-k msvag"     options go through ARGS, to demo, test and bench alike
-#   make test PYTHON=python3.13   another Python; after `make clean`, if there is a .venv already
+#   make test PYTHON=python3.13 VENV=.venv-3.13   another Python, in an environment of its own
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
 # A virtual environment breaks when it is moved or when its Python goes; then it is made anew.
-SOUND := $(shell grep -qsF "$$(pwd -P)/$(VENV)" $(VENV)/bin/activate && \
+SOUND := $(shell grep -qsF "$(realpath $(VENV))" $(VENV)/bin/activate && \
   $(RUN) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
@@ -44,7 +44,7 @@ lint: $(VENV)/has-dev types  ## linter, formatter and type checker; changes noth
 
 .PHONY: types
 types: $(VENV)/has-dev  ## the type checker alone
-	$(RUN) -m pyrefly check
+	$(RUN) -m pyrefly check --python-interpreter-path $(RUN)
 
 .PHONY: format
 format: $(VENV)/has-dev  ## mends what the linter and the formatter can mend
@@ -60,7 +60,8 @@ docs/notebooks/%.ipynb: notebooks/%.py | $(VENV)/has-dev
 	@mkdir -p $(@D) build/notebooks
 	@$(RUN) -m jupytext --quiet --from py:percent --to ipynb --set-kernel python3 \
 	  --output build/notebooks/$(@F) $<
-	@$(VENV)/bin/jupyter-execute --inplace --timeout=600 build/notebooks/$(@F)
+	@PYTHONWARNINGS=error::DeprecationWarning:__main__,error::FutureWarning:__main__ \
+	  $(VENV)/bin/jupyter-execute --inplace --timeout=600 build/notebooks/$(@F)
 	@mv build/notebooks/$(@F) $@
 
 .PHONY: docs

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from benchmarks import hlo, trees
 from benchmarks.sharding import fully_sharded
 from benchmarks.step import PAIRS, bytes_in, donated_step
 from benchmarks.trees import TREES
+from msvag_optax import _compat
 
 TOPOLOGIES = {
     "h200": {"platform": "cuda", "topology_name": "", "topology": "1x1x8"},
@@ -80,7 +80,7 @@ def devices_of(name: str) -> Any:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
-        return topologies.get_topology_desc(**options).devices
+        return _compat.topology(**options).devices
     except RuntimeError as error:  # JAX's, where it has no plugin for the platform
         raise SystemExit(
             f"No compiler for {name} here ({error}): pip install --no-deps {PACKAGES[name]}"

@@ -5,6 +5,7 @@ observation counts, an average remembers some quantity of the gradient, a formul
 and `from_estimates` puts them together. The named optimizers are recipes of a few lines.
 """
 
+from msvag_optax import _compat as _compat  # first: it refuses versions that are too old
 from msvag_optax import formulas as formulas
 from msvag_optax.averages import BiasCorrectedState as BiasCorrectedState
 from msvag_optax.averages import RunningAverageState as RunningAverageState

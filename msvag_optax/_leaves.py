@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.shard_alike import shard_alike
 from jax.tree_util import Partial
 
-from msvag_optax import paths
+from msvag_optax import _compat, paths
 
 
 @jax.jit
@@ -245,9 +244,8 @@ def shard_like(x: Any, like: Any) -> Any:
     A traced array has no sharding to copy, so that XLA must be told; without this, state that is
     made under `jit` is whole on some device of a mesh, or on all.
     """
-    if not isinstance(like, jax.core.Tracer) or getattr(x, "shape", None) != like.shape:
+    if not _compat.is_tracer(like) or getattr(x, "shape", None) != like.shape:
         return x
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.manual_axes and set(mesh.manual_axes) != set(mesh.axis_names):
-        return x  # XLA fails to partition `shard_alike` where it is left some of the axes only.
-    return shard_alike(x, like)[0]
+    if not like.shape and not _compat.varying_axes(like):
+        return x  # A number is whole everywhere, and `like` need not be computed.
+    return _compat.shard_alike(x, like)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from msvag_optax import _checks
+from msvag_optax import _checks, _compat
 
 AxisNames = str | Sequence[str]
 
@@ -57,7 +57,7 @@ def sum_over(cut: Cut, total: jax.Array, piece: jax.Array) -> jax.Array:
 
 def check_whole(x: jax.Array, remedy: str) -> None:
     """Raises, and names the remedy, unless `shard_map` knows that all devices have the same."""
-    if axes := sorted(varying(x)):
+    if axes := sorted(_compat.varying_axes(x)):
         names = ", ".join(repr(name) for name in axes)
         raise ValueError(
             f"An array of shape {x.shape} may differ along the mesh axes {names}: it is a piece of "
@@ -74,12 +74,5 @@ def _is_cut_over(name: str, piece: jax.Array) -> bool:
             jax.lax.axis_index(name)
         except NameError:
             return False  # Outside of shard_map an array is whole.
-    tracked = name in varying(jax.lax.axis_index(name))
-    return name in varying(piece) if tracked else True
-
-
-def varying(x: jax.Array) -> frozenset[str]:
-    """The mesh axes along which `x` may differ, as far as `shard_map` tracks it."""
-    aval: Any = jax.typeof(x)
-    kind = getattr(aval, "manual_axis_type", None)
-    return frozenset(getattr(aval, "vma", None) or () if kind is None else kind.varying)
+    tracked = name in _compat.varying_axes(jax.lax.axis_index(name))
+    return name in _compat.varying_axes(piece) if tracked else True

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from msvag_optax import _checks, _leafwise, _leaves, _manual, paths
+from msvag_optax import _checks, _compat, _leafwise, _leaves, paths
 from msvag_optax._leafwise import Leaves, Step
 from msvag_optax.formulas import Moments, absolute_square, saturate, square, unsaturated_norm
 from msvag_optax.weighting import Weighting, bias_correction
@@ -131,12 +131,12 @@ def running_average(
 def _may_stand_together(gradients: Sequence[Any], averages: Sequence[Any]) -> bool:
     """Whether the norms of these gradients, and their averages, may be one array each."""
     arrays = [x for x in (*gradients, *averages) if isinstance(x, jax.Array)]
-    concrete = [x for x in arrays if not isinstance(x, jax.core.Tracer)]
+    concrete = [x for x in arrays if not _compat.is_tracer(x)]
     return (
         len({(average.shape, average.dtype) for average in averages}) == 1
         and len({_leaves.wide_dtype(_leaves.dtype_of(gradient)) for gradient in gradients}) == 1
         and len({frozenset(x.devices()) for x in concrete}) <= 1
-        and not any(_manual.varying(gradient) for gradient in gradients)
+        and not any(_compat.varying_axes(gradient) for gradient in gradients)
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from msvag_optax import _checks, _leafwise, _leaves, paths
+from msvag_optax import _checks, _compat, _leafwise, _leaves, paths
 from msvag_optax._leafwise import Leaves, Step
 
 _NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
@@ -452,7 +452,7 @@ def shard_like_params(
 
     def init(params: optax.Params) -> optax.OptState:
         state = inner.init(params)
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        if not any(map(_compat.is_tracer, jax.tree.leaves(params))):
             return state  # arrays, unlike tracers, have shardings that zeros can copy
         return optax.tree.map_params(
             inner.init, _leaves.shard_like, state, params, is_leaf=_is_masked

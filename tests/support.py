@@ -4,9 +4,9 @@ from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import jax
-import jax.experimental
 import pytest
+
+from msvag_optax import _compat
 
 
 def by_speed(cases: Mapping[str, Any], fast: Container[str]) -> list[Any]:
@@ -32,6 +32,4 @@ def float64() -> AbstractContextManager[None]:
     Returns:
       A context manager under which JAX keeps float64, int64 and complex128.
     """
-    # JAX 0.7 has it in `jax.experimental`, JAX 0.10 no longer there.
-    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return home.enable_x64(True)
+    return _compat.enable_x64()

@@ -380,7 +380,7 @@ def sharded_cases() -> list[Any]:
 def test_a_sharded_run_goes_on_upon_any_mesh(row, kind, start, tmp_path):
     """Bit for bit on the mesh where it was, which runs the same program.
 
-    On others too, if no element is moved by others; a norm is summed there in another order.
+    On others a compiler may round otherwise, and a norm is summed in another order.
     """
     tx = row.build(0.01)
     step = train_step(tx)
@@ -399,8 +399,7 @@ def test_a_sharded_run_goes_on_upon_any_mesh(row, kind, start, tmp_path):
         conformance.assert_same(restored[name], saved)
         end = step(step(restored[name]))
         assert_sharded_like(end, target)
-        same = name == start or row.reach == "element"
-        agree = conformance.assert_same if same else conformance.assert_close
+        agree = conformance.assert_same if name == start else conformance.assert_close
         agree(on_the_host(end), unbroken)
 
 

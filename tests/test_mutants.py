@@ -283,13 +283,13 @@ MUTANTS = {
         "wrappers.py", "jnp.where(seen, new, old)", "jnp.where(seen, new, 0 * old)", WRAPPERS
     ),
     "replicated parameters counted once for each device": Mutant(
-        "_manual.py", "name in varying(piece) if tracked else True", "True", MANUAL
+        "_manual.py", "name in _compat.varying_axes(piece) if tracked else True", "True", MANUAL
     ),
     "the norm of a piece": Mutant(
         "_manual.py", "if cut_over else total", "if False else total", MANUAL
     ),
     "state replicated under jit": Mutant(
-        "_leaves.py", "return shard_alike(x, like)[0]", "return x", WRAPPERS
+        "_leaves.py", "return _compat.shard_alike(x, like)", "return x", WRAPPERS
     ),
     "a state of other parameters that grows": Mutant(
         "wrappers.py", "_shapes(new_state) != _shapes(state)", "False", WRAPPERS

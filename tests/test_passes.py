@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.experimental import topologies
 
 import msvag_optax as mo
 from benchmarks import hlo, passes
@@ -166,6 +165,6 @@ def test_a_missing_compiler_is_named(device, error, monkeypatch):
     def missing(**options):
         raise error(f"topology not implemented for {options['platform']}")
 
-    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(passes._compat, "topology", missing)
     with pytest.raises(SystemExit, match=f"{device}.*pip install.*{passes.PACKAGES[device]}"):
         passes.devices_of(device)

@@ -49,7 +49,9 @@ OURS = {
     "variance_adapted": mo.variance_adapted,
 }
 ROUND_OURS = {
-    "MultiSteps": optax.MultiSteps(mo.msvag(0.1), 2).gradient_transformation(),
+    "MultiSteps": mo.shard_like_params(  # The gradients that it holds back are its own.
+        optax.MultiSteps(mo.msvag(0.1), 2).gradient_transformation()
+    ),
     "apply_if_finite": optax.apply_if_finite(mo.amsgrad(0.1), 3),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), mo.novograd(0.1)),
     "conditionally_transform": optax.conditionally_transform(
