@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks, _manual, paths, wrappers
-from msvag_optax.averages import RunningMomentsState, moments_in, running_moments
-from msvag_optax.formulas import Moments, saturate, square
-from msvag_optax.weighting import Weighting
+from msvag_optax import _checks
+from msvag_optax._trees import arrays, mesh_axes, paths
+from msvag_optax.pieces.quantities import square
+from msvag_optax.pieces.running_moments import (
+    Moments,
+    RunningMomentsState,
+    moments_in,
+    running_moments,
+)
+from msvag_optax.pieces.weightings import Weighting
+from msvag_optax.wrappers.dependable import dependable
 
 
 def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs:
@@ -50,7 +57,7 @@ def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs
         _, state = moments.update(updates, state, params, **extra_args)
         return updates, state
 
-    return wrappers.dependable(optax.GradientTransformationExtraArgs(moments.init, update))
+    return dependable(optax.GradientTransformationExtraArgs(moments.init, update))
 
 
 def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> Any:
@@ -147,7 +154,7 @@ def _signal_and_noise(moments: Moments, rows: bool = False) -> tuple[jax.Array, 
     axes = tuple(range(1, moments.mean.ndim)) if rows else None
 
     def total(x: jax.Array) -> jax.Array:
-        return saturate(jnp.sum(x, axis=axes))
+        return arrays.saturate(jnp.sum(x, axis=axes))
 
     signal = total(square(moments.mean)) - total(moments.variance_of_mean)
     return signal, total(moments.variance)
@@ -173,5 +180,5 @@ def _moments_of(state: optax.OptState) -> Any:
             f"got a state that keeps them in {len(found)}."
         )
     for mean in jax.tree.leaves(found[0].mean):
-        _manual.check_whole(mean, "Read the state outside of `shard_map`.")
+        mesh_axes.check_whole(mean, "Read the state outside of `shard_map`.")
     return moments_in(found[0])

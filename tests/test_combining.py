@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
-from msvag_optax import _leaves
+from msvag_optax._trees import driver
 
 
 def run(tx, gradients, params=None):
@@ -155,9 +155,9 @@ def test_closures_go_with_their_transformation():
         lambda gradient, mean, c=captured: mean + c.sum(),
         mean=mo.running_average(mo.exponential(0.9), of=lambda g, c=captured: g + c[0]),
     )
-    before = _leaves.call._cache_size()
+    before = driver._shared_kernel._cache_size()
     tx.update(jnp.ones((2, 23)), tx.init(jnp.ones((2, 23))))
-    assert _leaves.call._cache_size() == before
+    assert driver._shared_kernel._cache_size() == before
     del tx, captured
     gc.collect()
     assert alive() is None
@@ -193,6 +193,6 @@ def test_new_hyperparameters_are_no_new_compilation():
         return tx.update(gradient, tx.init(gradient))
 
     update(build(1e-3, 0.5))
-    before = _leaves.call._cache_size()
+    before = driver._shared_kernel._cache_size()
     update(build(1e-4, 0.6))
-    assert _leaves.call._cache_size() == before
+    assert driver._shared_kernel._cache_size() == before

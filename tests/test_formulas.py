@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 import msvag_optax as mo
-from msvag_optax import formulas
 
 
 def moments(mean, variance, variance_of_mean):
@@ -29,7 +28,8 @@ def test_square_of_complex_is_real():
 def test_square_norm_of_leaf_and_of_rows():
     x = jnp.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(mo.layer_square_norm()(x), 55.0)
-    rows = mo.layer_square_norm(stacked=["blocks"]).resolve({"blocks": x, "head": x})
+    norm = mo.layer_square_norm(stacked=["blocks"])
+    rows = {name: norm.at(name, x) for name in ("blocks", "head")}
     np.testing.assert_array_equal(rows["blocks"](x), [[1.0], [13.0], [41.0]])
     np.testing.assert_array_equal(rows["head"](x), 55.0)
 
@@ -41,9 +41,9 @@ def test_square_norm_saturates():
 def test_stacked_must_match_and_have_an_axis():
     norm = mo.layer_square_norm(stacked=["block"])
     with pytest.raises(ValueError, match=r"`stacked` has the pattern 'block'.*'head'"):
-        norm.resolve({"head": jnp.ones(2)})
+        norm.check({"head": jnp.ones(2)})
     with pytest.raises(ValueError, match="`stacked` matches 'block', a scalar"):
-        norm.resolve({"block": jnp.ones(())})
+        norm.at("block", jnp.ones(()))
 
 
 def test_over_rms_places_its_epsilons():
@@ -118,4 +118,4 @@ def test_readings_of_the_same_moments():
 
 
 def test_saturate_leaves_complex_alone():
-    np.testing.assert_array_equal(formulas.saturate(jnp.asarray([1j])), [1j])
+    np.testing.assert_array_equal(mo.saturate(jnp.asarray([1j])), [1j])

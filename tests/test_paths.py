@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import msvag_optax as mo
-from msvag_optax import paths
+from msvag_optax._trees import paths
 
 
 def names_of(tree):

@@ -186,13 +186,13 @@ def test_the_same_elements_decay():
 def of_rows(gradient: jax.Array) -> jax.Array:
     """The squared norm of each index of the leading axis."""
     axes = tuple(range(1, gradient.ndim))
-    return mo.formulas.saturate(jnp.sum(mo.square(gradient), axis=axes, keepdims=True))
+    return mo.saturate(jnp.sum(mo.square(gradient), axis=axes, keepdims=True))
 
 
 def of_columns(gradient: jax.Array) -> jax.Array:
     """The squared norm of each index of the last axis; what has one axis is taken by elements."""
     axes = tuple(range(gradient.ndim - 1))
-    return mo.formulas.saturate(jnp.sum(mo.square(gradient), axis=axes, keepdims=True))
+    return mo.saturate(jnp.sum(mo.square(gradient), axis=axes, keepdims=True))
 
 
 def in_pairs(x: jax.Array) -> jax.Array:
@@ -205,7 +205,7 @@ def of_pairs(gradient: jax.Array) -> jax.Array:
         return mo.square(gradient)
     pairs = in_pairs(gradient)
     axes = tuple(range(1, pairs.ndim))
-    return mo.formulas.saturate(jnp.sum(mo.square(pairs), axis=axes, keepdims=True))
+    return mo.saturate(jnp.sum(mo.square(pairs), axis=axes, keepdims=True))
 
 
 def over_pairs(gradient: jax.Array, second_moment: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
-from msvag_optax import paths
+from msvag_optax._trees import paths
 from tests.support import float64
 
 RATE, DECAY, STEPS = 0.03, 0.2, 12
@@ -193,7 +193,7 @@ def test_berts_own_patterns_may_miss_and_a_callers_may_not():
 def test_wrong_patterns(exclude, error, message):
     with pytest.raises(error, match="`exclude_from_weight_decay` " + message):
         mo.msvag(0.1, exclude_from_weight_decay=exclude)
-    with pytest.raises(error, match="`exclude` " + message):
+    with pytest.raises(error, match="`exclude_from_weight_decay` " + message):
         mo.add_decayed_weights(0.1, exclude)
 
 

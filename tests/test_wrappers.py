@@ -8,7 +8,7 @@ import optax.contrib
 import pytest
 
 import msvag_optax as mo
-from msvag_optax import _leaves
+from msvag_optax._trees import mismatch
 
 MIXED = {
     "low": jnp.ones(3, jnp.bfloat16),
@@ -193,7 +193,7 @@ def test_many_differences_are_told_in_few_words():
 
 
 def test_error_survives_pickling():
-    error = pickle.loads(pickle.dumps(_leaves.LeafMismatchError((1,), (3,), "bias")))
+    error = pickle.loads(pickle.dumps(mismatch.LeafMismatchError((1,), (3,), "bias")))
     assert "'bias' has shape (1,)" in str(error)
 
 

@@ -1,20 +1,17 @@
 """AMSGrad: Adam over the largest second moment so far."""
 
-from collections.abc import Sequence
-
 import jax
 import optax
 
 from msvag_optax import _checks
-from msvag_optax.averages import bias_corrected, running_average, running_max
-from msvag_optax.combining import from_estimates
-from msvag_optax.formulas import over_rms, square
-from msvag_optax.optimizers._named import (
-    decoupled_weight_decay,
-    named_optimizer,
-    scale_by_learning_rate,
-)
-from msvag_optax.weighting import exponential, exponential_from_zero
+from msvag_optax.optimizers.optimizer import optimizer
+from msvag_optax.pieces.around import bias_corrected, running_max
+from msvag_optax.pieces.decay import Exclusions
+from msvag_optax.pieces.formulas import over_rms
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.pieces.quantities import square
+from msvag_optax.pieces.running_average import running_average
+from msvag_optax.pieces.weightings import exponential, exponential_from_zero
 
 
 def amsgrad(
@@ -26,7 +23,7 @@ def amsgrad(
     bias_correction: bool = True,
     correct_before_max: bool = False,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Sequence[str] = (),
+    exclude_from_weight_decay: Exclusions = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,12 +99,10 @@ def amsgrad(
     second_moment = running_max(running_average(second, of=square, dtype=nu_dtype), dtype=nu_dtype)
     if bias_correction and not correct_before_max:
         second_moment = bias_corrected(second_moment, b2)
-    return named_optimizer(
-        direction=from_estimates(
-            over_rms(eps),
-            mean=running_average(first, dtype=mu_dtype),
-            second_moment=second_moment,
-        ),
-        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
-        rate=scale_by_learning_rate(learning_rate),
+    mean = running_average(first, dtype=mu_dtype)
+    return optimizer(
+        from_estimates(over_rms(eps), mean=mean, second_moment=second_moment),
+        learning_rate,
+        weight_decay,
+        exclude_from_weight_decay=exclude_from_weight_decay,
     )

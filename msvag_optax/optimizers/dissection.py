@@ -7,11 +7,11 @@ import jax
 import optax
 
 from msvag_optax import _checks
-from msvag_optax.averages import running_moments
-from msvag_optax.combining import from_estimates
-from msvag_optax.formulas import adapted_mean, mean_of, mean_over_rms, sign_of_mean
-from msvag_optax.optimizers._named import named_optimizer, scale_by_learning_rate
-from msvag_optax.weighting import exponential
+from msvag_optax.optimizers.optimizer import optimizer
+from msvag_optax.pieces.formulas import adapted_mean, mean_of, mean_over_rms, sign_of_mean
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.pieces.running_moments import running_moments
+from msvag_optax.pieces.weightings import exponential
 
 
 class Dissection(NamedTuple):
@@ -75,10 +75,8 @@ def dissection(
     _checks.check_decays(beta=beta)
 
     def reading(formula: Callable[..., jax.Array]) -> optax.GradientTransformationExtraArgs:
-        return named_optimizer(
-            direction=from_estimates(formula, moments=running_moments(exponential(beta))),
-            rate=scale_by_learning_rate(learning_rate),
-        )
+        moments = running_moments(exponential(beta))
+        return optimizer(from_estimates(formula, moments=moments), learning_rate)
 
     return Dissection(
         momentum_sgd=reading(mean_of),

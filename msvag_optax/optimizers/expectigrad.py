@@ -1,20 +1,17 @@
 """Expectigrad: the gradient over the root of the mean of all its squares, then momentum."""
 
-from collections.abc import Sequence
-
 import jax
 import optax
 
 from msvag_optax import _checks
-from msvag_optax.averages import running_average
-from msvag_optax.combining import from_estimates
-from msvag_optax.formulas import over_rms, square
-from msvag_optax.optimizers._named import (
-    decoupled_weight_decay,
-    named_optimizer,
-    scale_by_learning_rate,
-)
-from msvag_optax.weighting import arithmetic, exponential
+from msvag_optax.optimizers.optimizer import optimizer
+from msvag_optax.pieces.chain import chain
+from msvag_optax.pieces.decay import Exclusions
+from msvag_optax.pieces.formulas import over_rms
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.pieces.quantities import square
+from msvag_optax.pieces.running_average import running_average
+from msvag_optax.pieces.weightings import arithmetic, exponential
 
 
 def expectigrad(
@@ -24,7 +21,7 @@ def expectigrad(
     sparse_counter: bool = True,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Sequence[str] = (),
+    exclude_from_weight_decay: Exclusions = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -88,9 +85,13 @@ def expectigrad(
     second_moment = running_average(
         arithmetic(), of=square, count_nonzero=sparse_counter, dtype=nu_dtype
     )
-    return named_optimizer(
-        direction=from_estimates(over_rms(eps), second_moment=second_moment),
+    direction = chain(
+        normalized=from_estimates(over_rms(eps), second_moment=second_moment),
         momentum=running_average(exponential(beta), dtype=mu_dtype),
-        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
-        rate=scale_by_learning_rate(learning_rate),
+    )
+    return optimizer(
+        direction,
+        learning_rate,
+        weight_decay,
+        exclude_from_weight_decay=exclude_from_weight_decay,
     )

@@ -1,20 +1,15 @@
 """SVAG and M-SVAG: gradient and momentum, shortened by their noise."""
 
-from collections.abc import Sequence
-
 import jax
 import optax
 
 from msvag_optax import _checks
-from msvag_optax.averages import running_moments
-from msvag_optax.combining import from_estimates
-from msvag_optax.formulas import adapted_gradient, adapted_mean
-from msvag_optax.optimizers._named import (
-    decoupled_weight_decay,
-    named_optimizer,
-    scale_by_learning_rate,
-)
-from msvag_optax.weighting import exponential
+from msvag_optax.optimizers.optimizer import optimizer
+from msvag_optax.pieces.decay import Exclusions
+from msvag_optax.pieces.formulas import adapted_gradient, adapted_mean
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.pieces.running_moments import running_moments
+from msvag_optax.pieces.weightings import exponential
 
 
 def msvag(
@@ -22,7 +17,7 @@ def msvag(
     beta: jax.typing.ArrayLike = 0.9,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Sequence[str] = (),
+    exclude_from_weight_decay: Exclusions = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -84,10 +79,11 @@ def msvag(
     _checks.check_decays(beta=beta)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     moments = running_moments(exponential(beta), mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return named_optimizer(
-        direction=from_estimates(adapted_mean, moments=moments),
-        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
-        rate=scale_by_learning_rate(learning_rate),
+    return optimizer(
+        from_estimates(adapted_mean, moments=moments),
+        learning_rate,
+        weight_decay,
+        exclude_from_weight_decay=exclude_from_weight_decay,
     )
 
 
@@ -96,7 +92,7 @@ def svag(
     beta: jax.typing.ArrayLike = 0.9,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Sequence[str] = (),
+    exclude_from_weight_decay: Exclusions = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,8 +141,9 @@ def svag(
     _checks.check_decays(beta=beta)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     moments = running_moments(exponential(beta), mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return named_optimizer(
-        direction=from_estimates(adapted_gradient, moments=moments),
-        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
-        rate=scale_by_learning_rate(learning_rate),
+    return optimizer(
+        from_estimates(adapted_gradient, moments=moments),
+        learning_rate,
+        weight_decay,
+        exclude_from_weight_decay=exclude_from_weight_decay,
     )

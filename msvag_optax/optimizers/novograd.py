@@ -4,19 +4,18 @@ from collections.abc import Sequence
 
 import jax
 import optax
-from jax.tree_util import Partial
 
-from msvag_optax import _checks, wrappers
-from msvag_optax._leafwise import elementwise
-from msvag_optax.averages import running_average, running_max
-from msvag_optax.combining import from_estimates
-from msvag_optax.formulas import layer_square_norm, over_rms
-from msvag_optax.optimizers._named import (
-    decoupled_weight_decay,
-    named_optimizer,
-    scale_by_learning_rate,
-)
-from msvag_optax.weighting import exponential_from_first
+from msvag_optax import _checks
+from msvag_optax.optimizers.optimizer import optimizer
+from msvag_optax.pieces.around import running_max
+from msvag_optax.pieces.chain import chain
+from msvag_optax.pieces.decay import Exclusions, add_decayed_weights
+from msvag_optax.pieces.formulas import over_rms
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.pieces.quantities import layer_square_norm
+from msvag_optax.pieces.rates import momentum
+from msvag_optax.pieces.running_average import running_average
+from msvag_optax.pieces.weightings import exponential_from_first
 
 
 def novograd(
@@ -30,7 +29,7 @@ def novograd(
     amsgrad: bool = False,
     eps_root: jax.typing.ArrayLike = 0.0,
     stacked: Sequence[str] = (),
-    exclude_from_weight_decay: Sequence[str] = (),
+    exclude_from_weight_decay: Exclusions = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -111,12 +110,12 @@ def novograd(
     if amsgrad:
         second_moment = running_max(second_moment, dtype=nu_dtype)
     if grad_averaging:
-        momentum = running_average(exponential_from_first(b1), dtype=mu_dtype)
+        accumulated = running_average(exponential_from_first(b1), dtype=mu_dtype)
     else:
-        momentum = wrappers.kept_in(elementwise(Partial(optax.trace, b1)), mu_dtype)
-    return named_optimizer(
-        direction=from_estimates(over_rms(eps, eps_root), second_moment=second_moment),
-        decay=decoupled_weight_decay(weight_decay, exclude_from_weight_decay),
-        momentum=momentum,
-        rate=scale_by_learning_rate(learning_rate),
+        accumulated = momentum(b1, dtype=mu_dtype)
+    direction = chain(
+        normalized=from_estimates(over_rms(eps, eps_root), second_moment=second_moment),
+        decay=add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        momentum=accumulated,
     )
+    return optimizer(direction, learning_rate)

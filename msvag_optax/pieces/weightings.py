@@ -16,7 +16,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._leaves import scalar_dtype
+from msvag_optax._trees import driver
+from msvag_optax._trees.arrays import scalar_dtype
 
 
 class Weighting(NamedTuple):
@@ -41,6 +42,24 @@ class Weighting(NamedTuple):
     """
 
     weight: Callable[[jax.Array], jax.Array]
+
+
+def check_weighting(weighting: object) -> None:
+    """Raises unless `weighting` is a `Weighting`."""
+    if not isinstance(weighting, Weighting) or not callable(weighting.weight):
+        raise TypeError(
+            f"`weighting` must be a Weighting such as exponential(0.9), got {weighting!r}."
+        )
+
+
+def weigh(weighting: Weighting, count: jax.Array) -> jax.Array:
+    """The weight of the newest of `count` observations, once for all leaves."""
+    return driver.call(Partial(weight_at, driver.as_partial(weighting.weight)), count)
+
+
+def weight_at(weight: Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:
+    """The same, inside of a kernel."""
+    return jnp.asarray(weight(count), scalar_dtype())
 
 
 def exponential(decay: jax.typing.ArrayLike) -> Weighting:

@@ -1,168 +1,17 @@
 """Formulas: one equation each, on the arrays of one leaf, without state.
 
 A formula that `from_estimates` reads is given the gradient first, then each estimate under the name
-of its argument. Quantities of the gradient (`square`, `layer_square_norm`) are what averages
-remember. Squares and sums that would overflow stop at the largest float, so that a finite gradient
-never makes an infinite moment; an infinity or NaN in the gradient itself passes through, and is
-seen in the update.
+of its argument.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from msvag_optax import _checks, _manual, paths
-
-
-class Moments(NamedTuple):
-    r"""What is known of a gradient's distribution from a weighted average of its past.
-
-    With weights :math:`w_i` of the observations :math:`g_i`, which sum to one:
-
-    Attributes:
-      mean: :math:`m = \sum_i w_i g_i`.
-      second_moment: :math:`v = \sum_i w_i |g_i|^2`.
-      variance: the unbiased variance of one gradient, :math:`(v - |m|^2) / (1 - \rho)` with
-        :math:`\rho = \sum_i w_i^2`; 0 as long as one observation holds all the weight.
-      variance_of_mean: the variance of `mean`, which is :math:`\rho` times `variance`.
-    """
-
-    mean: jax.Array
-    second_moment: jax.Array
-    variance: jax.Array
-    variance_of_mean: jax.Array
-
-
-def saturate(x: jax.Array) -> jax.Array:
-    """`x` with the largest float in place of positive infinity; NaN and complex `x` stay.
-
-    >>> import jax.numpy as jnp
-    >>> import msvag_optax as mo
-    >>> print(mo.formulas.saturate(jnp.asarray([1.0, jnp.inf])))
-    [1.0000000e+00 3.4028235e+38]
-    """
-    return x if jnp.iscomplexobj(x) else jnp.minimum(x, jnp.finfo(x.dtype).max)
-
-
-def square(gradient: jax.Array) -> jax.Array:
-    r"""The elementwise square :math:`|g|^2`: what Adam's second moment averages.
-
-    Args:
-      gradient: the array :math:`g`, real or complex.
-
-    Returns:
-      A real, non-negative array of the same shape; a square that would overflow is the largest
-      float.
-
-    >>> import jax.numpy as jnp
-    >>> import msvag_optax as mo
-    >>> print(mo.square(jnp.asarray([3.0, -4.0])))
-    [ 9. 16.]
-    >>> print(mo.square(jnp.asarray([3.0 + 4.0j])))
-    [25.]
-    """
-    return saturate(absolute_square(gradient))
-
-
-def absolute_square(x: jax.Array) -> jax.Array:
-    """The elementwise :math:`|x|^2`, which may overflow."""
-    if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
-    return jnp.square(x)
-
-
-def layer_square_norm(
-    *,
-    stacked: Sequence[str] = (),
-    axis_name: _manual.AxisNames | Mapping[str, _manual.AxisNames] | None = None,
-) -> Callable[[jax.Array], jax.Array] | paths.PerLeaf:
-    r"""The squared norm of each layer: what NovoGrad's second moment averages.
-
-    .. math::
-        \|g\|^2 = \sum_i |g_i|^2
-
-    over all elements of the leaf :math:`g`, which is one layer; or, for a leaf whose leading axis
-    counts layers (as in models that scan over them), over the elements of each layer apart.
-
-    Under `jax.jit` an array is whole, however it is sharded, and so is its norm. Inside of
-    `jax.shard_map` a device sees a piece of it: `axis_name` then says over which axes of the mesh
-    layers are cut, and the squares are summed over these. Where `shard_map` tracks what varies over
-    an axis (`check_vma=True`, its default), a parameter that is replicated over `axis_name` is left
-    alone, and a piece is refused unless `axis_name` is given. Where it does not, and in `jax.pmap`,
-    neither can be seen: name the parameters that are cut, by a mapping.
-
-    Args:
-      stacked: regular expressions, searched in the parameter's path; the parameters that match
-        hold one layer in each row of their leading axis. Their rows must be whole: an axis that
-        counts layers may be cut, and is then not to be summed over.
-      axis_name: the name of the mesh axis over which layers are cut inside of `shard_map`, or
-        several; or a mapping from regular expressions, searched in the parameter's path, to such
-        names, for each parameter the first that matches. `()` says that each device holds layers of
-        its own.
-
-    Returns:
-      What `running_average` takes as `of`. Its values are real scalars of shape (), or of shape
-      (layers, 1, ..., 1) for a stacked leaf.
-
-    Raises:
-      TypeError: if `stacked` is no sequence of strings, or `axis_name` no name.
-      ValueError: if a pattern is no regular expression; when the average is initialized, if a
-        pattern is found in no parameter's path or the parameter it finds is a scalar; inside of
-        `shard_map`, if a gradient is a piece and there is no `axis_name`.
-      NameError: inside of `shard_map`, if the mesh has no axis of that name.
-
-    >>> import jax.numpy as jnp
-    >>> import msvag_optax as mo
-    >>> norms = mo.running_average(mo.arithmetic(), of=mo.layer_square_norm(stacked=["blocks"]))
-    >>> gradient = {"blocks": jnp.asarray([[3.0, 4.0], [0.0, 1.0]]), "head": jnp.ones((2, 2))}
-    >>> estimate, _ = norms.update(gradient, norms.init(gradient))
-    >>> print(estimate["blocks"].ravel(), estimate["head"])
-    [25.  1.] 4.0
-
-    Source: Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments* (2019),
-    algorithm 1.
-    """
-    _checks.check_patterns("stacked", stacked)
-    cuts = _manual.cuts(axis_name)
-    if not stacked and len(cuts) == 1:
-        return Partial(_square_norm, cuts[""])
-
-    def norm_of(name: str, leaf: jax.ShapeDtypeStruct) -> Partial:
-        cut = next(cut for pattern, cut in cuts.items() if paths.matches([pattern], name))
-        rows = paths.holds_layers(stacked, name, leaf.ndim)
-        return Partial(_square_norm_of_rows if rows else _square_norm, cut)
-
-    def resolve(tree: Any) -> Any:
-        paths.check_patterns_match("stacked", stacked, tree)
-        paths.check_patterns_match("axis_name", tuple(cuts), tree)
-        return paths.map_with_name(norm_of, tree)
-
-    return paths.PerLeaf(resolve)
-
-
-def _square_norm(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
-    return saturate(_sum_of_squares(cut, gradient))
-
-
-def _sum_of_squares(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
-    # The sum is what saturates: a minimum inside of it would keep XLA from fusing the two.
-    return _manual.sum_over(cut, jnp.sum(absolute_square(gradient)), gradient)
-
-
-def _square_norm_of_rows(cut: _manual.Cut, gradient: jax.Array) -> jax.Array:
-    axes = tuple(range(1, gradient.ndim))
-    rows = jnp.sum(absolute_square(gradient), axis=axes, keepdims=True)
-    return saturate(_manual.sum_over(cut, rows, gradient))
-
-
-def unsaturated_norm(quantity: Callable[..., Any]) -> Partial | None:
-    """The sum that the norm of a whole layer saturates; None for every other quantity."""
-    if isinstance(quantity, Partial) and quantity.func is _square_norm:
-        return Partial(_sum_of_squares, *quantity.args)
-    return None
+from msvag_optax import _checks
+from msvag_optax.pieces.running_moments import Moments
 
 
 def over_rms(

@@ -15,27 +15,31 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 
 class PerLeaf(NamedTuple):
-    """A function of one array that is chosen for each parameter by its place in the tree.
+    """A function that is chosen for each parameter by its name and shape.
 
     Attributes:
-      resolve: maps a tree of `jax.ShapeDtypeStruct` to a tree of the same structure with a function
-        at each leaf.
+      at: chooses it, `(name, shape) -> function`, where `shape` is a `jax.ShapeDtypeStruct`. It is
+        asked once for a tree.
+      check: raises in `init` if the choice does not fit a tree of parameters.
 
-    >>> import jax
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
-    >>> def resolve(tree):  # squares of biases, norms of all else
-    ...     def choose(name, leaf):
-    ...         return mo.square if name.endswith("bias") else mo.layer_square_norm()
-    ...     return jax.tree.map(choose, mo.path_names(tree), tree)
-    >>> estimator = mo.running_average(mo.arithmetic(), of=mo.PerLeaf(resolve))
+    >>> def square_or_norm(name, shape):  # squares of biases, norms of all else
+    ...     return mo.square if name.endswith("bias") else mo.layer_square_norm()
+    >>> estimator = mo.running_average(mo.arithmetic(), of=mo.PerLeaf(square_or_norm))
     >>> gradient = {"bias": jnp.asarray([3.0, 4.0]), "kernel": jnp.asarray([3.0, 4.0])}
     >>> estimate, _ = estimator.update(gradient, estimator.init(gradient))
     >>> print(estimate["bias"], estimate["kernel"])
     [ 9. 16.] 25.0
     """
 
-    resolve: Callable[[Any], Any]
+    at: Callable[[str, jax.ShapeDtypeStruct], Callable[..., Any]]
+    check: Callable[[Any], None] = lambda params: None
+
+
+def function_at(function: Any, name: str, shape: jax.ShapeDtypeStruct) -> Callable[..., Any]:
+    """The function of a parameter, whether or not it is chosen by its place."""
+    return function.at(name, shape) if isinstance(function, PerLeaf) else function
 
 
 def path_names(tree: Any) -> Any:

@@ -1,0 +1,326 @@
+"""The driver: takes trees apart, runs what becomes of one leaf, and puts trees together.
+
+The only place where a tree of updates meets a tree of state. All that is combined before it runs is
+one kernel a leaf.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from msvag_optax._trees import arrays, mismatch, paths
+
+WHOLE = "the whole trees of updates and parameters"  # A key that is no name of an argument.
+
+
+class Rule(NamedTuple):
+    """What makes a piece; `msvag_optax.piece` says what its functions are.
+
+    Attributes:
+      init: makes the state.
+      advance: moves what all leaves share, `(state, extra) -> (shared, state)`.
+      leaf: what becomes of one leaf, `(shared, gradient, state, param) -> (update, state)`; or a
+        `PerLeaf` of such functions.
+      read: the estimate that the state of a leaf holds, `state -> estimate`.
+      needs_count: whether `advance` reads the number of updates made, `extra["count"]`.
+      needs_tree: whether it needs all gradients, and can only be the first of a run of links.
+    """
+
+    init: Callable[[Any], Any]
+    advance: Callable[[Any, dict[str, Any]], tuple[Any, Any]]
+    leaf: Callable[..., Any] | paths.PerLeaf
+    read: Callable[[Any], Any] | None = None
+    needs_count: bool = False
+    needs_tree: bool = False
+
+
+@jax.tree_util.register_pytree_node_class
+class Parts:
+    """A tree like the updates among what leaves share, of which each leaf is to get its part."""
+
+    def __init__(self, tree: Any) -> None:
+        """Wraps the tree."""
+        self.tree = tree
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        """A node of JAX's, so that shared values may be mapped over."""
+        return (self.tree,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Any]) -> "Parts":
+        """The inverse."""
+        return cls(*children)
+
+
+@jax.tree_util.register_static
+class _Place:
+    """Stands in the place of the parameters, to find where a state has trees like theirs."""
+
+
+def is_place(node: Any) -> bool:
+    """Whether `init` is asked where its trees are, and is given no parameters."""
+    return isinstance(node, _Place)
+
+
+def bind(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`Partial(function, *arguments)`, where `PerLeaf`s are replaced by what a parameter gets.
+
+    Each argument is a function, a tuple or dict of functions, or a static node.
+    """
+    if not any(isinstance(one, paths.PerLeaf) for one in _each(arguments)):
+        return Partial(function, *_map_each(as_partial, arguments))
+
+    def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
+        def choose(one: Any) -> Any:
+            return as_partial(one.at(name, shape) if isinstance(one, paths.PerLeaf) else one)
+
+        return Partial(function, *_map_each(choose, arguments))
+
+    return paths.PerLeaf(at)
+
+
+def _each(argument: Any) -> list[Any]:
+    collected: list[Any] = []
+    _map_each(collected.append, argument)
+    return collected
+
+
+def _map_each(change: Callable[[Any], Any], argument: Any) -> Any:
+    if isinstance(argument, dict):
+        return {key: _map_each(change, one) for key, one in argument.items()}
+    if type(argument) is tuple:
+        return tuple(_map_each(change, one) for one in argument)
+    return change(argument)
+
+
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """`function` as a `Partial`, a tree whose leaves are the numbers that are bound."""
+    return (
+        Partial(function) if callable(function) and not isinstance(function, Partial) else function
+    )
+
+
+class Driver:
+    """The `update` of a piece. It keeps for each tree which kernel a leaf gets."""
+
+    def __init__(self, rule: Rule) -> None:
+        """Drives the pieces that follow `rule`."""
+        self.rule = rule
+        self._layout: _Layout | None = None
+        self._plans: dict[Any, list[Callable[..., Any]]] = {}
+        self._kernels: dict[Any, Callable[..., Any]] = {}
+
+    def __reduce__(self) -> Any:
+        return Driver, (self.rule,)
+
+    def init(self, params: optax.Params) -> Any:
+        """The state, in float32 or wider unless the rule wants another dtype, sharded like it."""
+        state = self.rule.init(jax.tree.map(arrays.widen, params))
+        layout = self._layout_of_state()
+        trees, numbers = layout.split(state)
+        sharded = [jax.tree.map(lambda p, x: _shard_like(x, p), params, tree) for tree in trees]
+        return layout.join(sharded, numbers)
+
+    def __call__(
+        self,
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        """One step: `advance` once, then one kernel for each leaf."""
+        layout = self._layout_of_state()
+        leaves = _Leaves(updates)
+        trees, numbers = layout.split(state)
+        columns = [leaves.split(tree) for tree in trees]
+        given = [None] * len(leaves.values) if params is None else leaves.split(params)
+        extra = {**extra_args, WHOLE: (updates, params)}
+        shared, numbers = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
+        shared_by_leaf = leaves.distribute(shared)
+        results = []
+        kernels = self._plan(leaves, layout)
+        for i, (kernel, gradient) in enumerate(zip(kernels, leaves.values, strict=True)):
+            kept = [column[i] for column in columns]
+            try:
+                results.append(kernel(shared_by_leaf(i), gradient, kept, given[i]))
+            except mismatch.LeafMismatchError as error:
+                shape, held, _ = error.args
+                name = jax.tree.leaves(paths.path_names(updates))[i]
+                raise mismatch.LeafMismatchError(shape, held, name) from None
+        new_updates = leaves.join([update for update, _ in results])
+        kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
+        return new_updates, layout.join(kept, layout.split(numbers)[1])
+
+    def _layout_of_state(self) -> "_Layout":
+        if self._layout is None:
+            self._layout = _Layout(jax.eval_shape(self.rule.init, _Place()))
+        return self._layout
+
+    def _plan(self, leaves: "_Leaves", layout: "_Layout") -> list[Callable[..., Any]]:
+        """The kernel of each leaf, with the numbers that are bound to it."""
+        leaf = self.rule.leaf
+        if not isinstance(leaf, paths.PerLeaf):
+            key = arrays.scalar_dtype()
+            if key not in self._plans:
+                self._plans[key] = [self._kernel(leaf, layout)]
+            return self._plans[key] * len(leaves.values)
+        shapes = [
+            jax.ShapeDtypeStruct(arrays.shape_of(x), arrays.dtype_of(x)) for x in leaves.values
+        ]
+        key = (leaves.treedef, *((x.shape, x.dtype) for x in shapes), arrays.scalar_dtype())
+        if key not in self._plans:
+            names = jax.tree.leaves(paths.path_names(leaves.tree))
+            chosen = [leaf.at(name, shape) for name, shape in zip(names, shapes, strict=True)]
+            self._plans[key] = [self._kernel(one, layout) for one in chosen]
+        return self._plans[key]
+
+    def _kernel(self, leaf: Callable[..., Any], layout: "_Layout") -> Callable[..., Any]:
+        # Numbers would be converted for each leaf, outside of `jit`. Their type stays weak.
+        with jax.ensure_compile_time_eval():
+            leaf = jax.tree.map(
+                lambda x: jnp.asarray(x) if isinstance(x, float) else x, as_partial(leaf)
+            )
+        numbers, treedef = jax.tree.flatten(leaf)
+        if all(map(_stands_in_its_module, _functions(treedef))):
+            return functools.partial(_shared_kernel, layout, leaf)
+        if treedef not in self._kernels:
+            self._kernels[treedef] = _own_kernel(layout, treedef)
+        return functools.partial(self._kernels[treedef], numbers)
+
+
+def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
+    """What follows a rule, and leaves the count that it may need to whoever calls it."""
+    update = Driver(rule)
+    return optax.GradientTransformationExtraArgs(update.init, update)
+
+
+class _Leaves:
+    """The leaves of a tree of updates, and of other trees what stands in their places."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = tree
+        self.values, self.treedef = jax.tree.flatten(tree)
+
+    def split(self, other: Any) -> list[Any]:
+        """What stands in the places of the leaves in a tree that has `tree` as a prefix."""
+        try:
+            return self.treedef.flatten_up_to(other)
+        except ValueError:
+            what = "the state or parameters they meet"
+            raise mismatch.structure_mismatch(self.tree, other, what) from None
+
+    def join(self, values: list[Any]) -> Any:
+        return self.treedef.unflatten(values)
+
+    def distribute(self, shared: Any) -> Callable[[int], Any]:
+        """What leaf `i` gets of what is shared: all, but of `Parts` its own."""
+        values, treedef = jax.tree.flatten(shared, is_leaf=lambda x: isinstance(x, Parts))
+        columns = {i: self.split(x.tree) for i, x in enumerate(values) if isinstance(x, Parts)}
+        if not columns:
+            return lambda _: shared
+        return lambda leaf: treedef.unflatten(
+            [columns[i][leaf] if i in columns else value for i, value in enumerate(values)]
+        )
+
+
+class _Layout:
+    """Where a state has trees like the parameters', and where numbers that all leaves share."""
+
+    def __init__(self, marked: Any) -> None:
+        nodes, self.treedef = jax.tree.flatten(marked, is_leaf=is_place)
+        self.is_tree = tuple(map(is_place, nodes))
+
+    def split(self, state: Any) -> tuple[list[Any], list[Any]]:
+        slots = self.treedef.flatten_up_to(state)
+        pairs = list(zip(slots, self.is_tree, strict=True))
+        return [x for x, is_tree in pairs if is_tree], [x for x, is_tree in pairs if not is_tree]
+
+    def join(self, trees: list[Any], numbers: list[Any]) -> Any:
+        rest_of_trees, rest_of_numbers = iter(trees), iter(numbers)
+        slots = [next(rest_of_trees if is_tree else rest_of_numbers) for is_tree in self.is_tree]
+        return self.treedef.unflatten(slots)
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.is_tree))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Layout) and (self.treedef, self.is_tree) == (
+            other.treedef,
+            other.is_tree,
+        )
+
+
+def _run(
+    layout: _Layout, leaf: Partial, shared: Any, gradient: Any, kept: list[Any], param: Any
+) -> tuple[Any, list[Any]]:
+    """What becomes of one leaf, in float32 or wider; its state stays in the dtypes that it has."""
+    state = layout.join(
+        jax.tree.map(lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, kept),
+        [None] * (len(layout.is_tree) - len(kept)),
+    )
+    param = None if param is None else arrays.widen(param)
+    update, state = leaf(shared, arrays.widen(gradient), state, param)
+    moved, _ = layout.split(state)
+    return update, jax.tree.map(functools.partial(_keep, gradient), kept, moved)
+
+
+def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+    mismatch.check_kept(gradient, after, before)
+    return arrays.narrow(after, before.dtype) if arrays.is_inexact(before) else after
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _shared_kernel(layout: _Layout, leaf: Partial, *arguments: Any) -> Any:
+    """The kernel of functions that stand in their modules.
+
+    One `jit` for all shares its traces: leaves of equal shape are traced and lowered once, and an
+    update outside of `jit` costs one launch a leaf. A new decay or epsilon is a new argument, and
+    not a new compilation. What it has compiled stays for the life of the process.
+    """
+    return _run(layout, leaf, *arguments)
+
+
+def _own_kernel(layout: _Layout, treedef: Any) -> Callable[..., Any]:
+    """A kernel for closures, which goes with the piece that holds them."""
+
+    @jax.jit
+    def kernel(numbers: list[Any], *arguments: Any) -> Any:
+        return _run(layout, treedef.unflatten(numbers), *arguments)
+
+    return kernel
+
+
+def call(function: Partial, *arguments: Any) -> Any:
+    """`function(*arguments)` of what leaves share, compiled if the function stands in its module."""
+    if all(map(_stands_in_its_module, _functions(jax.tree.structure(function)))):
+        return _shared_call(function, *arguments)
+    return function(*arguments)
+
+
+@jax.jit
+def _shared_call(function: Partial, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _functions(treedef: Any) -> Iterator[Callable[..., Any]]:
+    """The functions of all `Partial`s of a tree."""
+    data = treedef.node_data()
+    if data and isinstance(data[0], type) and issubclass(data[0], Partial):
+        yield data[1]
+    for child in treedef.children():
+        yield from _functions(child)
+
+
+def _stands_in_its_module(function: Callable[..., Any]) -> bool:
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return getattr(module, getattr(function, "__qualname__", ""), None) is function
+
+
+def _shard_like(x: Any, param: Any) -> Any:
+    return jax.tree.map(lambda leaf: arrays.shard_like(leaf, param), x)

@@ -1,0 +1,166 @@
+"""Trees that do not fit one another: each is refused in a sentence, which names a parameter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import GetAttrKey
+
+from msvag_optax._trees import arrays, paths
+
+
+class LeafMismatchError(ValueError):
+    """An update whose shape is not that of the state it meets."""
+
+    def __init__(self, shape: tuple[int, ...], kept: tuple[int, ...], name: str = "") -> None:
+        """Says which shapes these are, and of which leaf."""
+        super().__init__(shape, kept, name)
+
+    def __str__(self) -> str:
+        shape, kept, name = self.args
+        return (
+            f"The update of {name!r} has shape {shape}, and what the state holds for it has shape "
+            f"{kept}: `init` was given another parameter, or has made it under other options."
+        )
+
+
+def check_kept(gradient: jax.Array, observed: jax.Array, kept: jax.Array) -> None:
+    """Raises unless what is `observed` of a gradient has the shape of what is `kept` of it.
+
+    What is kept for another parameter might broadcast.
+    """
+    if observed.shape != kept.shape:
+        raise LeafMismatchError(gradient.shape, kept.shape)
+
+
+def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:
+    """The error for updates whose names are not those of `other`, which is `what`."""
+    ours, theirs = set(paths.names(updates)), set(paths.names(other))
+
+    def some(names: set[str]) -> str:
+        listed = ", ".join(repr(name) for name in sorted(names)[:5])
+        return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    differences = [
+        f"only {side} {'has' if side.endswith('e') else 'have'} {some(names)}"
+        for side, names in (("the updates", ours - theirs), (what, theirs - ours))
+        if names
+    ]
+    detail = "; ".join(differences) or "their containers are of different types"
+    return ValueError(f"The updates have another tree structure than {what}: {detail}.")
+
+
+def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
+    """Raises unless the updates are such as the parameters; returns whether each leaf moves."""
+    update_leaves, update_tree = jax.tree.flatten(updates, is_leaf=_is_none)
+    param_leaves, param_tree = jax.tree.flatten(params, is_leaf=_is_none)
+    if update_tree != param_tree:
+        raise structure_mismatch(updates, params, "the parameters")
+    still = 0
+    for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
+        if update is None or not arrays.is_inexact(param):
+            still += 1
+            continue
+        if not arrays.is_inexact(update):
+            raise ValueError(
+                f"The update of {paths.names(updates)[index]!r} must be of a floating-point dtype, "
+                f"got {getattr(update, 'dtype', type(update).__name__)}."
+            )
+        if arrays.shape_of(update) != arrays.shape_of(param):
+            raise ValueError(
+                f"The update of {paths.names(updates)[index]!r} has shape {jnp.shape(update)}, "
+                f"its parameter has shape {jnp.shape(param)}."
+            )
+    return not still
+
+
+def check_is_update(gradients: optax.Updates, index: int, gradient: Any, new: Any) -> None:
+    """Raises unless `new` has the shape of the gradient, as an estimate may not."""
+    if getattr(new, "shape", None) == arrays.shape_of(gradient):
+        return
+    made = f"shape {new.shape}" if hasattr(new, "shape") else f"type {type(new).__name__}"
+    raise ValueError(
+        f"The update of {paths.names(gradients)[index]!r} has {made}, its gradient "
+        f"has shape {jnp.shape(gradient)}: an estimate is made an update by `from_estimates`."
+    )
+
+
+def check_fits_state(
+    inner: optax.GradientTransformation, updates: optax.Updates, state: optax.OptState
+) -> None:
+    """Raises unless `init` would make such a state for parameters like these updates."""
+    names = paths.names(updates)
+    try:
+        expected = jax.eval_shape(inner.init, updates)
+    except ValueError:  # a pattern that only the right tree matches, say
+        expected = None
+    if jax.tree.structure(expected) != jax.tree.structure(state):
+        if any(_is_none(leaf) for leaf in jax.tree.leaves(updates, is_leaf=_is_none)):
+            raise ValueError(
+                "A gradient is None where the state has something to keep: pass `params` to "
+                "`update`, which tell what that is."
+            )
+        some = ", ".join(repr(name) for name in names[:5]) or "nothing"
+        raise ValueError(
+            "The updates have another tree structure than the state that they meet: `init` was "
+            f"given another tree than that of {some}{', ...' if len(names) > 5 else ''}."
+        )
+    for path, made, kept in zip(
+        jax.tree.leaves(paths.path_names(state)),
+        jax.tree.leaves(expected),
+        jax.tree.leaves(state),
+        strict=True,
+    ):
+        if made.shape != jnp.shape(kept):
+            name = max((n for n in names if path.endswith(n)), key=len, default=path)
+            shapes = dict(zip(names, jax.tree.leaves(updates, is_leaf=paths.is_hole), strict=True))
+            shape = getattr(shapes.get(name), "shape", made.shape)
+            raise LeafMismatchError(shape, jnp.shape(kept), name)
+
+
+def check_state_belongs(
+    state: Any, own_type: type, init: Callable[[Any], Any], params: Any, error: Exception
+) -> None:
+    """Raises, because of `error`, if the state has another structure than what `init` makes."""
+    try:
+        held, own = _skeleton(state), _skeleton(jax.eval_shape(init, params))
+    except (TypeError, ValueError):
+        return  # It is the parameters that are not the optimizer's.
+    missing, foreign = ([p for p in a if p not in b] for a, b in ((own, held), (held, own)))
+    if missing or foreign:
+        what = f"it lacks {_first(missing)} and has {_first(foreign)}"
+    elif not isinstance(state, own_type):
+        what = f"it has lost its types (it is a {type(state).__name__})"
+    else:
+        return
+    raise ValueError(
+        f"The state is not one of this optimizer and these parameters: {what}. Restore a "
+        "checkpoint into the state that `init` of the optimizer that saved it makes."
+    ) from error
+
+
+def _skeleton(state: Any) -> dict[str, None]:
+    """Where a state has its fields, whatever the parameters are called that it keeps them for."""
+    # What has no leaf, such as the state of a link that clips, is still a part of the structure.
+    nodes = jax.tree.leaves_with_path(state, is_leaf=lambda node: not jax.tree.leaves(node))
+    found = {}
+    for path, node in nodes:
+        if path and paths.is_hole(node):
+            continue  # a parameter's place, not the optimizer's
+        fields = [i for i, key in enumerate(path) if isinstance(key, GetAttrKey)]
+        end = fields[-1] + 1 if fields and jax.tree.leaves(node) else len(path)
+        field = jax.tree_util.keystr(path[:end], simple=True, separator="/")
+        found[(field or type(node).__name__) + "/..." * (end < len(path))] = None
+    return found
+
+
+def _first(listed: list[str]) -> str:
+    if not listed:
+        return "nothing"
+    return repr(listed[0]) + (f" and {len(listed) - 1} more" if len(listed) > 1 else "")
+
+
+def _is_none(node: Any) -> bool:
+    return node is None

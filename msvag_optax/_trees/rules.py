@@ -1,0 +1,124 @@
+"""Transformations that follow a rule, which others can take into their own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from msvag_optax._trees import arrays, driver, paths
+from msvag_optax._trees.driver import Parts, Rule
+
+
+class Piece(optax.GradientTransformationExtraArgs):
+    """A transformation that says what becomes of one leaf: pieces combine to one kernel a leaf."""
+
+
+class Estimator(Piece):
+    """A piece whose output is an estimate, such as a variance, and not an update."""
+
+
+class OwnCountState(NamedTuple):
+    """What a piece on a schedule remembers where nobody hands it a count.
+
+    Attributes:
+      count: how many updates it has made, int32.
+      inner_state: the state of the piece.
+    """
+
+    count: jax.Array
+    inner_state: Any
+
+
+def from_rule(rule: Rule, *, estimates: bool = False) -> Piece:
+    """The piece that follows a rule."""
+    kind = Estimator if estimates else Piece
+    update = _OnOwnCount(rule) if rule.needs_count else driver.Driver(rule)
+    return kind(update.init, update)
+
+
+class _OnOwnCount:
+    """The `update` of a piece that needs a count, and is given none."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self._driver = rule, driver.Driver(rule)
+
+    def __reduce__(self) -> Any:
+        return _OnOwnCount, (self.rule,)
+
+    def init(self, params: optax.Params) -> OwnCountState:
+        return OwnCountState(jnp.zeros([], jnp.int32), self._driver.init(params))
+
+    def __call__(
+        self, updates: Any, state: OwnCountState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, OwnCountState]:
+        extra_args["count"] = state.count
+        updates, inner_state = self._driver(updates, state.inner_state, params, **extra_args)
+        return updates, OwnCountState(arrays.increment(state.count), inner_state)
+
+
+def rule_of(transformation: optax.GradientTransformation) -> Rule:
+    """The rule of a piece; of any other transformation, that it is given whole trees."""
+    update: Any = transformation.update
+    rule = getattr(update, "rule", None)
+    if not isinstance(rule, Rule):
+        return _rule_of_another(transformation)
+    if transformation.init != update.init:  # Somebody has replaced it.
+        return rule._replace(init=transformation.init)
+    return rule
+
+
+def _rule_of_another(transformation: optax.GradientTransformation) -> Rule:
+    inner = optax.with_extra_args_support(transformation)
+
+    def init(params: optax.Params) -> Any:
+        if driver.is_place(params):
+            return jnp.zeros(
+                []
+            )  # Its state is its own, trees and all: to the driver, it is shared.
+        return arrays.init_like_params(inner, params)
+
+    def advance(state: Any, extra: dict[str, Any]) -> tuple[Parts, Any]:
+        extra = dict(extra)
+        updates, params = extra.pop(driver.WHOLE)
+        updates, state = inner.update(updates, state, params, **extra)
+        return Parts(updates), state
+
+    return Rule(init, advance, Partial(_known), needs_tree=True)
+
+
+def _known(part: Any, gradient: jax.Array, state: Any, param: Any) -> tuple[Any, Any]:
+    del gradient, param
+    return part, state
+
+
+def combined(
+    rules: Sequence[Rule],
+    init: Callable[[Any], Any],
+    advance: Callable[[Any, dict[str, Any]], tuple[Any, Any]],
+    leaf: Callable[..., Any] | paths.PerLeaf,
+    read: Callable[[Any], Any] | None = None,
+) -> Rule:
+    """A rule that is made of others."""
+    needs_count, needs_tree = (
+        any(getattr(rule, flag) for rule in rules) for flag in ("needs_count", "needs_tree")
+    )
+    return Rule(init, advance, leaf, read, needs_count, needs_tree)
+
+
+def behind(face: optax.GradientTransformationExtraArgs, piece: optax.GradientTransformation) -> Any:
+    """`face`, a wrapper of `piece`, which gives the piece's own rule where pieces are combined."""
+    rule = getattr(piece.update, "rule", None)
+    return face if rule is None else type(piece)(face.init, _Face(face, rule))
+
+
+class _Face:
+    """The `update` of a wrapped piece."""
+
+    def __init__(self, face: optax.GradientTransformationExtraArgs, rule: Rule) -> None:
+        self._face, self.init, self.rule = face, face.init, rule
+
+    def __call__(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        return self._face.update(updates, state, params, **extra_args)

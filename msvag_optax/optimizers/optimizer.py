@@ -1,0 +1,104 @@
+"""The finish of an optimizer: decay, a rate, one count, and all that real parameters need."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msvag_optax import _checks
+from msvag_optax._trees import arrays, driver, mismatch
+from msvag_optax._trees.rules import rule_of
+from msvag_optax.pieces.chain import chain, check_is_no_estimator
+from msvag_optax.pieces.decay import Exclusions, add_decayed_weights
+from msvag_optax.pieces.rates import scale_by_learning_rate
+from msvag_optax.wrappers.dependable import dependable
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers.
+
+    Attributes:
+      count: how many updates it has made, int32; its schedules are read at it.
+      links: the state of its links, `direction`, `decay` and `rate`.
+    """
+
+    count: jax.Array
+    links: Any
+
+
+def optimizer(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    *,
+    exclude_from_weight_decay: Exclusions = (),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes an optimizer of any direction: what every named optimizer of this library ends in.
+
+    .. math::
+        p_t = p_{t-1} - \eta_t \, (u_t + \lambda_t \, p_{t-1})
+
+    where :math:`u_t` is what `direction` makes of the gradient, :math:`\eta_t` is `learning_rate`,
+    :math:`\lambda_t` is `weight_decay` and :math:`p` a parameter. One count serves all that is on a
+    schedule, here and inside of the direction. Parameters and gradients may have low precision,
+    lack a gradient, or lie on a mesh (see `dependable`). Where the direction is made of pieces, the
+    whole optimizer is one kernel a leaf.
+
+    Args:
+      direction: a piece, a transformation of optax's, or a `chain` of both.
+      learning_rate: the rate, a finite number of at least 0, or a schedule of it.
+      weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
+      exclude_from_weight_decay: regular expressions, searched in paths such as
+        `encoder/layer_0/LayerNorm/scale`; what matches does not decay. Or a function
+        `(name, shape) -> bool` that says which parameters do not.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      TypeError: if an argument has the wrong type; an estimator, such as `running_moments`, is no
+        direction.
+      ValueError: if an argument is out of its range; in `init`, if a pattern is found in no
+        parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> signum = mo.chain(mo.running_average(mo.exponential(0.9)), optax.scale_by_sign())
+    >>> tx = mo.optimizer(signum, learning_rate=0.1, weight_decay=0.5)
+    >>> params = jnp.asarray([2.0, -2.0])
+    >>> updates, state = tx.update(jnp.asarray([3.0, 0.001]), tx.init(params), params)
+    >>> print(optax.apply_updates(params, updates))  # 2 - 0.1 (1 + 0.5 * 2), -2 - 0.1 (1 - 0.5 * 2)
+    [ 1.8 -2. ]
+    """
+    _checks.check_transformation("direction", direction)
+    check_is_no_estimator("direction", direction)
+    links = chain(
+        direction=direction,
+        decay=add_decayed_weights(weight_decay, exclude_from_weight_decay),
+        rate=scale_by_learning_rate(learning_rate),
+    )
+    # Not the chain itself, which would count for itself.
+    inner = dependable(driver.transformation(rule_of(links)))
+
+    def init(params: optax.Params) -> OptimizerState:
+        return OptimizerState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, OptimizerState]:
+        try:
+            extra_args["count"] = state.count
+            updates, new_links = inner.update(updates, state.links, params, **extra_args)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Asked only now, since the answer takes time.
+            given = updates if params is None else params
+            mismatch.check_state_belongs(state, OptimizerState, init, given, error)
+            raise
+        return updates, OptimizerState(arrays.increment(state.count), new_links)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,1 @@
+"""The pieces: weightings, quantities, running averages, formulas, and what puts them together."""

@@ -1,0 +1,165 @@
+r"""Weight decay: which parameters, and coupled to what.
+
+The decay of a parameter :math:`p` at rate :math:`\lambda` comes in four couplings, each a chain
+round a named optimizer (here `msvag`; any other serves), where :math:`u_t` is its direction:
+
+* to the learning rate, as AdamW has it, :math:`p \leftarrow p - \eta_t (u_t + \lambda p)`::
+
+      mo.msvag(learning_rate, weight_decay=decay)
+
+* to the schedule alone, as Loshchilov and Hutter wrote it,
+  :math:`p \leftarrow p - s_t (\alpha u_t + \lambda p)`::
+
+      optax.chain(
+          mo.msvag(alpha), mo.subtract_decayed_weights(decay), optax.scale_by_schedule(schedule)
+      )
+
+* to nothing, :math:`p \leftarrow p - \eta_t u_t - \lambda p`::
+
+      optax.chain(mo.msvag(learning_rate), mo.subtract_decayed_weights(decay))
+
+* to the gradient, which is L2 regularization, :math:`g_t \leftarrow g_t + \lambda p`::
+
+      optax.chain(mo.add_decayed_weights(decay), mo.msvag(learning_rate))
+
+All take a number or a schedule, and regular expressions of the parameters that do not decay.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.tree_util import Partial
+
+from msvag_optax import _checks
+from msvag_optax._trees import paths
+from msvag_optax._trees.rules import Piece, from_rule
+from msvag_optax.pieces.rates import at_count
+from msvag_optax.wrappers.dependable import dependable
+
+Exclusions = Sequence[str] | Callable[[str, Any], bool]
+
+
+def add_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+    exclude_from_weight_decay: Exclusions = (),
+) -> Piece:
+    r"""Adds decayed weights to the updates.
+
+    .. math::
+        u_t \leftarrow u_t + \lambda_t \, p_t
+
+    where :math:`\lambda_t` is `weight_decay` and :math:`p_t` the parameter. Before a named
+    optimizer it is L2 regularization; inside of a chain, before the learning rate, it is AdamW's
+    decoupled decay.
+
+    Args:
+      weight_decay: the rate, a finite number of at least 0, or a schedule of it.
+      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
+        not decay. Or a function `(name, shape) -> bool` that says which do not.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if the rate is negative or not finite, or a pattern is no regular expression; in
+        `init`, if a pattern is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> params = {"kernel": jnp.asarray([10.0]), "bias": jnp.asarray([10.0])}
+    >>> tx = mo.add_decayed_weights(0.5, exclude_from_weight_decay=["bias"])
+    >>> gradients = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    >>> updates, _ = tx.update(gradients, tx.init(params), params)
+    >>> print(updates["kernel"], updates["bias"])
+    [6.] [1.]
+
+    Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), algorithm 2.
+    """
+    _checks.check_number("weight_decay", weight_decay, schedule=True)
+    return dependable(decayed_weights(weight_decay, decays_at(exclude_from_weight_decay)))
+
+
+def subtract_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+    exclude_from_weight_decay: Exclusions = (),
+) -> Piece:
+    r"""Subtracts decayed weights from the updates: decay that no learning rate scales.
+
+    .. math::
+        u_t \leftarrow u_t - \lambda_t \, p_t
+
+    where :math:`\lambda_t` is `weight_decay` and :math:`p_t` the parameter. After a named
+    optimizer, whose updates are ready to be added to the parameters, each step multiplies them by
+    :math:`1 - \lambda_t`.
+
+    Args:
+      weight_decay: the rate, a finite number of at least 0, or a schedule of it.
+      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
+        not decay. Or a function `(name, shape) -> bool` that says which do not.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if the rate is negative or not finite, or a pattern is no regular expression; in
+        `init`, if a pattern is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> tx = optax.chain(optax.sgd(0.0), mo.subtract_decayed_weights(0.1))
+    >>> params = jnp.asarray(10.0)
+    >>> update, _ = tx.update(jnp.asarray(5.0), tx.init(params), params)
+    >>> print(optax.apply_updates(params, update))
+    9.0
+
+    Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), section 2.
+    """
+    _checks.check_number("weight_decay", weight_decay, schedule=True)
+    decays = decays_at(exclude_from_weight_decay)
+    return dependable(decayed_weights(weight_decay, decays, sign=-1))
+
+
+def decays_at(exclude: Any, argument: str = "exclude_from_weight_decay") -> paths.PerLeaf:
+    """Which parameters decay, `(name, shape) -> bool`; an error names the `argument`."""
+    if callable(exclude):
+        return paths.PerLeaf(lambda name, shape: not exclude(name, shape))
+    _checks.check_patterns(argument, exclude)
+    return paths.PerLeaf(
+        lambda name, shape: not paths.matches(exclude, name),
+        lambda params: paths.check_patterns_match(argument, exclude, params),
+    )
+
+
+def decayed_weights(
+    weight_decay: optax.ScalarOrSchedule, decays: paths.PerLeaf, sign: int = 1
+) -> Piece:
+    """Adds the decayed weights of the parameters that decay, or subtracts them."""
+    none_decays = _checks.is_concrete(weight_decay) and weight_decay == 0
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        decays.check(params)
+        return optax.EmptyState()
+
+    def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
+        return Partial(_decay, sign) if decays.at(name, shape) else Partial(_pass)
+
+    leaf = Partial(_pass) if none_decays else paths.PerLeaf(at)
+    return from_rule(at_count("weight_decay", weight_decay, init, leaf))
+
+
+def _decay(
+    sign: int, rate: jax.Array, update: jax.Array, state: Any, param: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    # Without a parameter, optax raises its own message.
+    update, _ = optax.add_decayed_weights(sign * rate).update(update, optax.EmptyState(), param)
+    return update, state
+
+
+def _pass(rate: jax.Array, update: jax.Array, state: Any, param: Any) -> tuple[jax.Array, Any]:
+    del rate, param
+    return update, state

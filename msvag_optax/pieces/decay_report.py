@@ -1,0 +1,86 @@
+"""Which parameters decay: as a mask for optax, and as a table for people."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import jax
+import optax
+
+from msvag_optax._trees import arrays, paths
+from msvag_optax.pieces.decay import Exclusions, decays_at
+
+
+def weight_decay_mask(exclude: Exclusions) -> Callable[[Any], Any]:
+    """The mask of what decays: every parameter in whose path no pattern is found.
+
+    Args:
+      exclude: regular expressions, searched (`re.search`) in paths such as
+        `encoder/layer_0/LayerNorm/scale`, spelled alike for every framework; or a function
+        `(name, shape) -> bool` that says which parameters do not decay.
+
+    Returns:
+      A function from a tree to a tree of bools, as optax's `mask` arguments take it.
+
+    Raises:
+      TypeError: if `exclude` is no sequence of strings.
+      ValueError: if a pattern is no regular expression; from the mask, if a pattern is found in no
+        path of the tree.
+
+    >>> import msvag_optax as mo
+    >>> params = {"dense": {"kernel": 1.0, "bias": 2.0}, "norm": {"scale": 3.0}}
+    >>> mo.weight_decay_mask(["bias$", "^norm/"])(params)
+    {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
+    """
+    decays = decays_at(exclude, "exclude")
+
+    def mask(tree: Any) -> Any:
+        decays.check(tree)
+        return paths.map_with_name(decays.at, tree)
+
+    return mask
+
+
+def weight_decay_report(
+    params: optax.Params, exclude: Exclusions = (), *, file: TextIO | None = None
+) -> None:
+    """Prints which parameters decay, and how many elements that is.
+
+    Args:
+      params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
+      exclude: regular expressions; a parameter in whose path one is found does not decay. Or a
+        function `(name, shape) -> bool` that says which do not.
+      file: where to print; None is the standard output.
+
+    Raises:
+      TypeError: if `exclude` is no sequence of strings.
+      ValueError: if a pattern is no regular expression, or is found in no parameter's path.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3), "steps": jnp.asarray(0)}
+    >>> mo.weight_decay_report(params, exclude=["bias"])
+    parameter  elements  weight decay
+    bias              3  no
+    kernel           12  yes
+    steps             1  no (not trained)
+    12 of 16 elements decay, in 1 of 3 parameters.
+    """
+    trees = paths.path_names(params), params, weight_decay_mask(exclude)(params)
+    rows = []
+    for name, leaf, decays in zip(*map(jax.tree.leaves, trees), strict=True):
+        size = math.prod(getattr(leaf, "shape", ()))
+        answer = "yes" if decays else "no"
+        rows.append((name, size, answer if arrays.is_inexact(leaf) else "no (not trained)"))
+    heading = ("parameter", "elements", "weight decay")
+    width = max(len(name) for name in (heading[0], *(name for name, _, _ in rows)))
+    digits = max(len(heading[1]), *(len(str(size)) for _, size, _ in rows), 0)
+    lines = [f"{heading[0]:<{width}}  {heading[1]:>{digits}}  {heading[2]}"]
+    lines += [f"{name:<{width}}  {size:>{digits}}  {answer}" for name, size, answer in rows]
+    decaying = [size for _, size, answer in rows if answer == "yes"]
+    lines.append(
+        f"{sum(decaying)} of {sum(size for _, size, _ in rows)} elements decay, "
+        f"in {len(decaying)} of {len(rows)} parameters."
+    )
+    print("\n".join(lines), file=file or sys.stdout)

@@ -1,0 +1,31 @@
+"""All that an optimizer needs for real parameter trees."""
+
+from typing import Any
+
+import optax
+
+from msvag_optax._trees import rules
+from msvag_optax.wrappers.gradientless import skip_gradientless
+from msvag_optax.wrappers.precision import full_precision
+from msvag_optax.wrappers.sharding import shard_like_params
+
+
+def dependable(inner: optax.GradientTransformation) -> Any:
+    """Makes a transformation bear low precision, leaves without gradient, and meshes.
+
+    Args:
+      inner: any transformation of updates to updates (an estimator's output is none) that
+        `shard_like_params` can wrap.
+
+    Returns:
+      `skip_gradientless(full_precision(shard_like_params(inner)))`.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> params = {"weight": jnp.ones(2, jnp.bfloat16), "steps": jnp.asarray(3)}
+    >>> tx = mo.dependable(optax.scale_by_adam())
+    >>> optax.tree.get(tx.init(params), "nu")
+    {'steps': None, 'weight': Array([0., 0.], dtype=float32)}
+    """
+    return rules.behind(skip_gradientless(full_precision(shard_like_params(inner))), inner)

@@ -1,0 +1,96 @@
+"""Rows of a parameter that have no gradient at a step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msvag_optax import _checks
+from msvag_optax.wrappers.gradientless import skip_gradientless
+
+
+def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    r"""Leaves alone the rows without gradient: their parameters and their rows of the state.
+
+    A row of a leaf :math:`g` is :math:`g_i`, one index of its leading axis: one word of an
+    embedding. Where :math:`g_i = 0` at a step, the parameter's row gets no update (no momentum, no
+    decay), and what the state holds for that row stays (nothing is averaged, nothing counted).
+    What the state holds for a whole layer or tree moves as ever: NovoGrad's norm, and the count of
+    steps by which an average is corrected. So a row that is first seen late has averages that
+    believe to have seen zeros before; `count_nonzero` averages, such as Expectigrad's second
+    moment, count for each element. A scalar is a row of its own.
+
+    Inside of `shard_map` rows are to be whole, since each device looks at those that it sees: cut
+    parameters along their leading axis there.
+
+    Args:
+      tx: any transformation whose state `optax.tree.map_params` can take apart, such as a named
+        optimizer. To be lazy with the embedding only, hand it to `optax.partition`.
+
+    Returns:
+      The same transformation, lazy.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> params = jnp.ones((2, 2))
+    >>> tx = mo.lazy_rows(mo.adamw(0.1, weight_decay=0.5))
+    >>> state = tx.init(params)
+    >>> for gradient in (jnp.ones((2, 2)), jnp.asarray([[1.0, 1.0], [0.0, 0.0]])):
+    ...     updates, state = tx.update(gradient, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> print(params.round(3))  # the second row has moved once
+    [[0.708 0.708]
+     [0.85  0.85 ]]
+
+    Source: TensorFlow's sparse gradients, under which an optimizer visits the rows that were looked
+    up and no others.
+    """
+    _checks.check_transformation("tx", tx)
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        seen = jax.tree.map(_rows_with_gradient, updates)
+        new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        new_updates = jax.tree.map(
+            lambda s, u: jnp.where(s, u, 0).astype(u.dtype), seen, new_updates
+        )
+        seen_in_state = optax.tree.map_params(
+            inner.init,
+            lambda kept, s: s if _has_rows_of(kept, s) else True,
+            state,
+            seen,
+            transform_non_params=lambda _: True,
+            is_leaf=_is_masked,
+        )
+        return new_updates, jax.tree.map(_choose, seen_in_state, new_state, state)
+
+    return skip_gradientless(optax.GradientTransformationExtraArgs(inner.init, update))
+
+
+def _rows_with_gradient(gradient: jax.Array) -> jax.Array:
+    """Whether a row has any gradient, with the shape (rows, 1, ..., 1)."""
+    axes = tuple(range(1, jnp.ndim(gradient)))
+    return jnp.any(jnp.asarray(gradient) != 0, axis=axes, keepdims=True)
+
+
+def _has_rows_of(kept: Any, rows: jax.Array) -> bool:
+    return (
+        not _is_masked(kept)
+        and jnp.ndim(kept) == rows.ndim
+        and jnp.shape(kept)[:1] == rows.shape[:1]
+    )
+
+
+def _choose(seen: Any, new: jax.Array, old: jax.Array) -> jax.Array:
+    return new if seen is True else jnp.where(seen, new, old)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

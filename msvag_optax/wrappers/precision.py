@@ -1,0 +1,130 @@
+"""In which dtype an optimizer computes, and in which it remembers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msvag_optax import _checks
+from msvag_optax._trees import arrays, mismatch, rules
+
+
+def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Runs a transformation in float32 or wider, whatever the dtypes of gradients and parameters.
+
+    Gradients and parameters of bfloat16 and float16 are widened on the way in, so that all that
+    `inner` keeps and computes is float32 at least, and updates are rounded to the gradient's dtype
+    once, on the way out. Float64 and complex leaves keep their width.
+
+    Args:
+      inner: any transformation.
+
+    Returns:
+      The same transformation, whose updates have the dtypes of the gradients.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> params = jnp.zeros(3, jnp.bfloat16)
+    >>> tx = mo.full_precision(optax.trace(0.9))
+    >>> update, state = tx.update(params, tx.init(params))
+    >>> update.dtype.name, optax.tree.get(state, "trace").dtype.name
+    ('bfloat16', 'float32')
+    """
+    _checks.check_transformation("inner", inner)
+    inner = optax.with_extra_args_support(inner)
+
+    def widen(tree: Any) -> Any:
+        return jax.tree.map(arrays.widen, tree)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(widen(params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        wide_params = None if params is None else widen(params)
+        new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
+        return _narrow(new_updates, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _narrow(updates: optax.Updates, gradients: optax.Updates) -> optax.Updates:
+    """The updates in the gradients' dtypes, if they have their shapes, as an estimate may not."""
+    old, treedef = jax.tree.flatten(gradients)
+    narrow = []
+    for index, (gradient, new) in enumerate(zip(old, treedef.flatten_up_to(updates), strict=True)):
+        mismatch.check_is_update(gradients, index, gradient, new)
+        narrow.append(arrays.narrow(new, arrays.dtype_of(gradient)))
+    return treedef.unflatten(narrow)
+
+
+def kept_in(
+    inner: optax.GradientTransformation, dtype: jax.typing.DTypeLike | None
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the real floating-point arrays of a transformation's state in another dtype.
+
+    The state is widened on the way in and rounded on the way out, so that only what is remembered
+    from step to step loses digits, and nothing that is computed. Integers and complex arrays of
+    the state stay as they are.
+
+    Args:
+      inner: any transformation.
+      dtype: the dtype to keep its state in; None changes nothing.
+
+    Returns:
+      The same transformation.
+
+    Raises:
+      TypeError: if `dtype` is no dtype.
+      ValueError: if `dtype` is no real floating-point dtype.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import msvag_optax as mo
+    >>> tx = mo.kept_in(optax.trace(0.9), jnp.bfloat16)
+    >>> update, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+    >>> update.dtype.name, state.trace.dtype.name
+    ('float32', 'bfloat16')
+    """
+    _checks.check_dtypes(dtype=dtype)
+    _checks.check_transformation("inner", inner)
+    inner = optax.with_extra_args_support(inner)
+
+    if dtype is None:
+        return inner
+
+    def keep(init: optax.TransformInitFn, state: optax.OptState) -> optax.OptState:
+        # What is shared, such as a sum of weights, is a number or two: it keeps its digits.
+        return optax.tree.map_params(
+            init,
+            lambda x: arrays.narrow(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            state,
+        )
+
+    rule = getattr(inner.update, "rule", None)
+    if rule is not None and not rule.needs_tree:  # A piece keeps the dtypes that it begins with.
+        narrow = rule._replace(init=lambda params: keep(rule.init, rule.init(params)))
+        return rules.from_rule(narrow, estimates=isinstance(inner, rules.Estimator))
+
+    def init(params: optax.Params) -> optax.OptState:
+        return keep(inner.init, inner.init(params))
+
+    def widen(state: optax.OptState) -> optax.OptState:
+        return jax.tree.map(lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, state)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = inner.update(updates, widen(state), params, **extra_args)
+        return updates, keep(inner.init, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
