@@ -30,8 +30,10 @@ def names_by_module() -> dict[str, list[str]]:
     """The public names of each module, in the order of its source."""
     modules: dict[str, list[str]] = {}
     for name in public_names():
-        module = getattr(mo, name).__module__.partition("._")[0]  # the package of a private module
-        modules.setdefault(module, []).append(name)
+        parts = getattr(mo, name).__module__.split(".")
+        if parts[1].startswith("_"):  # A private package has one page.
+            parts = parts[:2]
+        modules.setdefault(".".join(parts), []).append(name)
     for names in modules.values():
         names.sort(key=lambda name: _line(getattr(mo, name)))
     return modules
@@ -64,10 +66,7 @@ def pages() -> dict[str, str]:
         ]
         for part in DEMO
     }
-    return {
-        module.removeprefix("msvag_optax."): _page(module, texts)
-        for module, texts in entries.items()
-    }
+    return {_title(module): _page(module, texts) for module, texts in entries.items()}
 
 
 def write(folder: Path) -> None:
@@ -93,7 +92,11 @@ def _entry(thing: Any, path: str) -> str:
     return f".. autodata:: {path}\n   :no-value:"
 
 
+def _title(module: str) -> str:
+    return module.removeprefix("msvag_optax.").removeprefix("_")
+
+
 def _page(module: str, entries: list[str]) -> str:
-    title = module.removeprefix("msvag_optax.")
+    title = _title(module)
     head = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {module}\n   :no-members:"
     return "\n\n".join([head, *entries]) + "\n"

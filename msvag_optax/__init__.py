@@ -5,6 +5,8 @@ observation counts, an average remembers some quantity of the gradient, a formul
 and `from_estimates` puts them together. The named optimizers are recipes of a few lines.
 """
 
+from typing import NoReturn as _NoReturn
+
 from msvag_optax import _compat as _compat  # first: it refuses versions that are too old
 from msvag_optax._trees.arrays import saturate as saturate
 from msvag_optax._trees.driver import Parts as Parts
@@ -27,8 +29,6 @@ from msvag_optax.optimizers.msvag import svag as svag
 from msvag_optax.optimizers.novograd import novograd as novograd
 from msvag_optax.optimizers.optimizer import OptimizerState as OptimizerState
 from msvag_optax.optimizers.optimizer import optimizer as optimizer
-from msvag_optax.pieces.around import BiasCorrectedState as BiasCorrectedState
-from msvag_optax.pieces.around import RunningMaxState as RunningMaxState
 from msvag_optax.pieces.around import before as before
 from msvag_optax.pieces.around import bias_corrected as bias_corrected
 from msvag_optax.pieces.around import running_max as running_max
@@ -36,10 +36,7 @@ from msvag_optax.pieces.chain import chain as chain
 from msvag_optax.pieces.chain_estimators import chain_estimators as chain_estimators
 from msvag_optax.pieces.decay import add_decayed_weights as add_decayed_weights
 from msvag_optax.pieces.decay import subtract_decayed_weights as subtract_decayed_weights
-from msvag_optax.pieces.decay_report import weight_decay_mask as weight_decay_mask
 from msvag_optax.pieces.decay_report import weight_decay_report as weight_decay_report
-from msvag_optax.pieces.formulas import adapted_direction as adapted_direction
-from msvag_optax.pieces.formulas import adapted_direction_of_mean as adapted_direction_of_mean
 from msvag_optax.pieces.formulas import adapted_gradient as adapted_gradient
 from msvag_optax.pieces.formulas import adapted_mean as adapted_mean
 from msvag_optax.pieces.formulas import mean_of as mean_of
@@ -47,16 +44,13 @@ from msvag_optax.pieces.formulas import mean_over_rms as mean_over_rms
 from msvag_optax.pieces.formulas import over_rms as over_rms
 from msvag_optax.pieces.formulas import sign_of_mean as sign_of_mean
 from msvag_optax.pieces.formulas import variance_adaptation_factor as variance_adaptation_factor
-from msvag_optax.pieces.from_estimates import FromEstimatesState as FromEstimatesState
 from msvag_optax.pieces.from_estimates import from_estimates as from_estimates
 from msvag_optax.pieces.piece import piece as piece
 from msvag_optax.pieces.quantities import layer_square_norm as layer_square_norm
 from msvag_optax.pieces.quantities import square as square
 from msvag_optax.pieces.rates import momentum as momentum
-from msvag_optax.pieces.running_average import RunningAverageState as RunningAverageState
 from msvag_optax.pieces.running_average import running_average as running_average
 from msvag_optax.pieces.running_moments import Moments as Moments
-from msvag_optax.pieces.running_moments import RunningMomentsState as RunningMomentsState
 from msvag_optax.pieces.running_moments import moments_in as moments_in
 from msvag_optax.pieces.running_moments import running_moments as running_moments
 from msvag_optax.pieces.variance_adapted import variance_adapted as variance_adapted
@@ -67,8 +61,31 @@ from msvag_optax.pieces.weightings import exponential as exponential
 from msvag_optax.pieces.weightings import exponential_from_first as exponential_from_first
 from msvag_optax.pieces.weightings import exponential_from_zero as exponential_from_zero
 from msvag_optax.wrappers.dependable import dependable as dependable
-from msvag_optax.wrappers.gradientless import skip_gradientless as skip_gradientless
 from msvag_optax.wrappers.lazy_rows import lazy_rows as lazy_rows
-from msvag_optax.wrappers.precision import full_precision as full_precision
 from msvag_optax.wrappers.precision import kept_in as kept_in
 from msvag_optax.wrappers.sharding import shard_like_params as shard_like_params
+
+_BY_NAME = "`optax.tree.get(state, {!r})`, which needs no class"
+_INSTEAD = {
+    "formulas": "the same names in `msvag_optax` itself",
+    "weight_decay_mask": "`exclude_from_weight_decay` with a function, or `path_names` for a mask",
+    "full_precision": "`dependable`",
+    "skip_gradientless": "`dependable`",
+    "adapted_direction": "`variance_adapted`",
+    "adapted_direction_of_mean": "`variance_adapted(..., of_mean=True)`",
+    **{
+        name: _BY_NAME.format(name)
+        for name in (
+            "BiasCorrectedState",
+            "FromEstimatesState",
+            "RunningAverageState",
+            "RunningMaxState",
+            "RunningMomentsState",
+        )
+    },
+}
+
+
+def __getattr__(name: str) -> _NoReturn:
+    hint = f" Use {_INSTEAD[name]}." if name in _INSTEAD else ""
+    raise AttributeError(f"module 'msvag_optax' has no attribute {name!r}.{hint}")

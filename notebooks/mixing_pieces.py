@@ -37,12 +37,11 @@ plt.style.use("msvag_optax.compare.figures")
 #
 # * `from_estimates(formula, name=estimator, ...)` hands each gradient to all estimators, and the
 #   gradient with their estimates to the formula. What comes out is a direction.
-# * `chain_estimators(first, second)` lets the second estimate what the first has estimated, so
-#   that "average what" can be the outcome of another average.
-# * `optax.scale_by_learning_rate(rate)` makes a descent of a direction: it multiplies by the rate,
-#   or by a schedule of it, and turns the sign.
-# * `dependable(...)` round the whole makes it fit for real parameter trees: computed in float32
-#   whatever their dtype, blind to what has no gradient, sharded like the parameters.
+# * `chain(first, second, ...)` hands on what comes out: a momentum averages steps that are already
+#   normalized, and "average what" can be the outcome of another piece.
+# * `optimizer(direction, rate)` makes a descent of a direction: it multiplies by the rate, or by a
+#   schedule of it, and turns the sign. It also makes it fit for real parameter trees: computed in
+#   float32 whatever their dtype, blind to what has no gradient, sharded like the parameters.
 #
 # To see them work, take NovoGrad with AMSGrad's maximum, which exists as a flag. In words: average
 # each layer's squared norm, exponentially from the first; keep the largest average; divide the
@@ -55,13 +54,8 @@ layer_norms = mo.running_average(mo.exponential_from_first(b2), of=mo.layer_squa
 
 
 def novograd_with_maximum(rate):
-    return mo.dependable(
-        optax.chain(
-            mo.from_estimates(mo.over_rms(eps), second_moment=mo.running_max(layer_norms)),
-            optax.trace(b1),
-            optax.scale_by_learning_rate(rate),
-        )
-    )
+    normalized = mo.from_estimates(mo.over_rms(eps), second_moment=mo.running_max(layer_norms))
+    return mo.optimizer(mo.chain(normalized, mo.momentum(b1)), rate)
 
 
 # %% [markdown]
@@ -151,18 +145,12 @@ deviations = {
 
 # %%
 def layerwise_expectigrad(rate):
-    return mo.dependable(
-        optax.chain(
-            mo.from_estimates(
-                mo.over_rms(eps),
-                second_moment=mo.running_average(
-                    mo.arithmetic(), of=mo.layer_square_norm(), count_nonzero=True
-                ),
-            ),
-            mo.running_average(mo.exponential(b1)),
-            optax.scale_by_learning_rate(rate),
-        )
+    norms = mo.running_average(mo.arithmetic(), of=mo.layer_square_norm(), count_nonzero=True)
+    direction = mo.chain(
+        normalized=mo.from_estimates(mo.over_rms(eps), second_moment=norms),
+        momentum=mo.running_average(mo.exponential(b1)),
     )
+    return mo.optimizer(direction, rate)
 
 
 def layerwise_expectigrad_in_numpy(seen):
@@ -180,25 +168,24 @@ deviations["layerwise Expectigrad"] = deviation(
 # %% [markdown]
 # The momentum is a `running_average` that stands in the chain, where an estimate is an update: it
 # averages steps. The mean of squared norms could not stand there, since a squared norm is no step.
-# `dependable` notices:
+# It is an estimator by its type, and refused:
 
 # %%
 try:
-    misplaced = mo.dependable(layer_norms)
-    misplaced.update(params, misplaced.init(params))
-except ValueError as error:
+    mo.optimizer(layer_norms, 0.1)
+except TypeError as error:
     print(error)
 
 # %% [markdown]
-# Nor does it mind what real trees hold. A kernel in bfloat16 is averaged in float32 and gets its
-# update in bfloat16; an integer has no gradient, and nothing is kept for it.
+# An optimizer of pieces bears what real trees hold. A kernel in bfloat16 is averaged in float32 and
+# gets its update in bfloat16; an integer has no gradient, and nothing is kept for it.
 
 # %%
 tree = {"kernel": jnp.ones((4, 3), jnp.bfloat16), "steps taken": jnp.asarray(7)}
 tree_gradients = {"kernel": jnp.ones((4, 3), jnp.bfloat16), "steps taken": None}
 tx = layerwise_expectigrad(0.1)
 tree_updates, state = tx.update(tree_gradients, tx.init(tree), tree)
-_, momentum, _ = state
+momentum = state.links["direction"]["momentum"]
 print("update:  ", jax.tree.map(lambda leaf: leaf.dtype.name, tree_updates))
 print("momentum:", jax.tree.map(lambda leaf: leaf.dtype.name, momentum.average))
 
@@ -208,8 +195,8 @@ print("momentum:", jax.tree.map(lambda leaf: leaf.dtype.name, momentum.average))
 # Lion ([arXiv 2302.06675](https://arxiv.org/abs/2302.06675)) steps by a sign, which is as long
 # where the gradient is noise as where it is clear. `variance_adapted` goes round any direction and
 # shortens each of its elements by the noise of the gradient there. It is a sentence itself,
-# `from_estimates(adapted_direction, direction=..., moments=...)`, with `dependable` round it
-# already.
+# `from_estimates(formula, direction=..., moments=...)`, whose formula is the direction times
+# `variance_adaptation_factor` of the moments.
 
 # %%
 lion_b1, lion_b2 = 0.9, 0.99  # Lion's defaults in optax
@@ -217,10 +204,8 @@ lion_beta = 0.99  # noise is judged over as long a time as Lion remembers
 
 
 def adapted_lion(rate):
-    return optax.chain(
-        mo.variance_adapted(optax.scale_by_lion(lion_b1, lion_b2), beta=lion_beta),
-        optax.scale_by_learning_rate(rate),
-    )
+    lion = optax.scale_by_lion(lion_b1, lion_b2)
+    return mo.optimizer(mo.variance_adapted(lion, beta=lion_beta), rate)
 
 
 def adapted_lion_in_numpy(seen):
@@ -244,25 +229,15 @@ deviations["adapted Lion"] = deviation(adapted_lion, adapted_lion_in_numpy)
 # and needs another rate if the loss is multiplied by 2. NovoGrad divides by each layer's norm, and
 # cares for neither; but then it averages clear and noisy elements alike. So let M-SVAG average what
 # NovoGrad makes: gradients over their layer's norm. "Average what" is now a direction of its own,
-# `normalized`, and `chain_estimators` hands it to the moments.
-#
-# (`optax.chain` would do the same here, as a normalized gradient has the gradient's shape. It would
-# not if the first estimate had another: `optax.chain` makes all states from the parameters, and
-# `chain_estimators` each from the estimate before it.)
+# `normalized`, and `chain` hands it to the moments.
 
 
 # %%
 def layerwise_msvag(rate, norms=layer_norms):
     normalized = mo.from_estimates(mo.over_rms(eps), second_moment=norms)
-    return mo.dependable(
-        optax.chain(
-            mo.from_estimates(
-                mo.adapted_mean,
-                moments=mo.chain_estimators(normalized, mo.running_moments(mo.exponential(b1))),
-            ),
-            optax.scale_by_learning_rate(rate),
-        )
-    )
+    moments = mo.running_moments(mo.exponential(b1))
+    adapted = mo.from_estimates(mo.adapted_mean, moments=moments)
+    return mo.optimizer(mo.chain(normalized, adapted), rate)
 
 
 def layerwise_msvag_in_numpy(seen):
@@ -462,13 +437,9 @@ unbiased_norms = mo.running_average(mo.exponential(b2), of=mo.layer_square_norm(
 
 
 def novograd_unbiased(rate):
-    return mo.dependable(
-        optax.chain(
-            mo.from_estimates(mo.over_rms(eps), second_moment=unbiased_norms),
-            mo.running_average(mo.exponential_from_first(b1)),
-            optax.scale_by_learning_rate(rate),
-        )
-    )
+    normalized = mo.from_estimates(mo.over_rms(eps), second_moment=unbiased_norms)
+    mean = mo.running_average(mo.exponential_from_first(b1))
+    return mo.optimizer(mo.chain(normalized, mean), rate)
 
 
 def on_fresh_seeds(problem):
@@ -622,6 +593,6 @@ has to be measured where it is to be used, beside its parents, each at its own b
 # * One norm for each row of a kernel: `of=lambda g: jnp.sum(g**2, axis=-1, keepdims=True)` is all
 #   that it takes.
 #
-# Pieces used: `running_average`, `running_moments`, `running_max`, `chain_estimators`,
-# `from_estimates`, `variance_adapted` and `dependable`, with optax's `chain`, `trace`,
-# `scale_by_lion` and `scale_by_learning_rate`. The design page says why they are cut as they are.
+# Pieces used: `running_average`, `running_moments`, `running_max`, `momentum`, `from_estimates`,
+# `variance_adapted`, `chain` and `optimizer`, with optax's `scale_by_lion`. The design page says
+# why they are cut as they are.

@@ -562,7 +562,7 @@ def factors_as_read(key, relative_noises):
     state, _ = jax.lax.scan(lambda state, key: (observe(state, key)[0], None), start, keys[1:])
     _, moments = observe(state, keys[0])
     of_msvag = mo.variance_adaptation_factor(moments.mean, moments.variance_of_mean)
-    of_adam = jnp.abs(mo.formulas.mean_over_rms(moments.mean, moments))
+    of_adam = jnp.abs(mo.mean_over_rms(moments.mean, moments))
     return of_msvag.mean(axis=-1), of_adam.mean(axis=-1)
 
 

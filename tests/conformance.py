@@ -1,6 +1,6 @@
 """One table of optimizers, and the checks that every one of them passes.
 
-`tests/test_conformance.py` runs each check on each row, and `tests/test_laws.py` the laws. To hold
+`tests/laws/test_conformance.py` runs each check on each row, and `tests/laws/test_laws.py` the laws. To hold
 an optimizer of your own to the same standard, add a row to `ROWS`, or run the checks elsewhere::
 
     from tests.conformance import Row, check_optimizer

@@ -100,13 +100,7 @@ def lerp(average: jax.Array, observation: jax.Array, weight: jax.Array) -> jax.A
     average, observation = widen(average), widen(observation)
     dtype = jnp.promote_types(average.dtype, observation.dtype)
     weight = weight.astype(real_dtype(dtype))
-    # From the nearer end, a + w (x - a) or x + (w - 1) (x - a), nothing is lost where the two are
-    # equal, and elsewhere an ulp. Multiplied first, a difference of large numbers cannot overflow.
-    near = weight <= 0.5
-    pull = jnp.where(near, weight, weight - 1)
-    way = pull * observation - pull * average
-    # At a weight of 0 or 1 one of the two is not to be seen, whatever it is.
-    return jnp.where(near, average, observation) + jnp.where(pull == 0, 0, way)
+    return average + weight * (observation - average)
 
 
 def zeros_like(x: Any, dtype: Any = None) -> jax.Array:

@@ -297,7 +297,7 @@ def _own_kernel(layout: _Layout, treedef: Any) -> Callable[..., Any]:
 
 
 def call(function: Partial, *arguments: Any) -> Any:
-    """`function(*arguments)` of what leaves share, compiled if the function stands in its module."""
+    """`function(*arguments)` of what leaves share, compiled if it stands in its module."""
     if all(map(_stands_in_its_module, _functions(jax.tree.structure(function)))):
         return _shared_call(function, *arguments)
     return function(*arguments)

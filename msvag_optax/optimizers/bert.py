@@ -82,10 +82,14 @@ def _clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransf
         del params
         for gradient in jax.tree.leaves(updates):
             mesh_axes.check_whole(gradient, _CLIP_BEFORE)
-        largest = optax.tree.norm(updates, ord=jnp.inf)
+        # The norm does not depend on the number that the gradients are divided by, nor does its
+        # derivative; and the root of 0, which has none, is not taken.
+        largest = jax.lax.stop_gradient(optax.tree.norm(updates, ord=jnp.inf))
         safe = jnp.where(largest == 0, 1, largest)
-        norm = largest * optax.tree.norm(jax.tree.map(lambda g: g / safe, updates))
-        scale = jnp.where(norm > max_norm, max_norm / norm, 1)
+        squares = optax.tree.norm(jax.tree.map(lambda g: g / safe, updates), squared=True)
+        norm = largest * jnp.sqrt(jnp.where(squares == 0, 1, squares))
+        too_long = norm > max_norm
+        scale = jnp.where(too_long, max_norm / jnp.where(too_long, norm, 1), 1)
         return jax.tree.map(lambda g: g * jnp.where(jnp.isnan(norm), norm, scale), updates)
 
     return optax.stateless(clip)

@@ -1,45 +1,14 @@
-"""Which parameters decay: as a mask for optax, and as a table for people."""
+"""Which parameters decay, as a table."""
 
 import math
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 import optax
 
 from msvag_optax._trees import arrays, paths
 from msvag_optax.pieces.decay import Exclusions, decays_at
-
-
-def weight_decay_mask(exclude: Exclusions) -> Callable[[Any], Any]:
-    """The mask of what decays: every parameter in whose path no pattern is found.
-
-    Args:
-      exclude: regular expressions, searched (`re.search`) in paths such as
-        `encoder/layer_0/LayerNorm/scale`, spelled alike for every framework; or a function
-        `(name, shape) -> bool` that says which parameters do not decay.
-
-    Returns:
-      A function from a tree to a tree of bools, as optax's `mask` arguments take it.
-
-    Raises:
-      TypeError: if `exclude` is no sequence of strings.
-      ValueError: if a pattern is no regular expression; from the mask, if a pattern is found in no
-        path of the tree.
-
-    >>> import msvag_optax as mo
-    >>> params = {"dense": {"kernel": 1.0, "bias": 2.0}, "norm": {"scale": 3.0}}
-    >>> mo.weight_decay_mask(["bias$", "^norm/"])(params)
-    {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
-    """
-    decays = decays_at(exclude, "exclude")
-
-    def mask(tree: Any) -> Any:
-        decays.check(tree)
-        return paths.map_with_name(decays.at, tree)
-
-    return mask
 
 
 def weight_decay_report(
@@ -67,7 +36,9 @@ def weight_decay_report(
     steps             1  no (not trained)
     12 of 16 elements decay, in 1 of 3 parameters.
     """
-    trees = paths.path_names(params), params, weight_decay_mask(exclude)(params)
+    decays = decays_at(exclude, "exclude")
+    decays.check(params)
+    trees = paths.path_names(params), params, paths.map_with_name(decays.at, params)
     rows = []
     for name, leaf, decays in zip(*map(jax.tree.leaves, trees), strict=True):
         size = math.prod(getattr(leaf, "shape", ()))

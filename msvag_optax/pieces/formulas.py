@@ -25,8 +25,8 @@ def over_rms(
     where :math:`v` is the estimate named `second_moment`, :math:`m` the one named `mean` (the
     gradient itself where there is none), :math:`\varepsilon` is `eps` and
     :math:`\bar\varepsilon` is `eps_root`. The quotient is 0 where the denominator is: a gradient
-    too small to square is no reason to move. A finite gradient too large to square counts as the
-    largest that is not, so that it moves no further than any other.
+    too small to square is no reason to move. At a gradient of 0 its derivative is that of
+    :math:`m / \varepsilon`; without an epsilon there is none, and 0 is given.
 
     Args:
       eps: the number added to the root, at least 0.
@@ -48,27 +48,44 @@ def over_rms(
     """
     _checks.check_number("eps", eps)
     _checks.check_number("eps_root", eps_root)
-    return Partial(_over_rms, eps=eps, eps_root=eps_root)
+    never_zero = _checks.is_concrete(eps) and eps > 0
+    return Partial(_over_rms, Partial(_divide if never_zero else _divide_or_zero), eps, eps_root)
 
 
 def _over_rms(
+    divide: Partial,
+    eps: jax.typing.ArrayLike,
+    eps_root: jax.typing.ArrayLike,
     gradient: jax.Array,
     second_moment: jax.Array,
     mean: jax.Array | None = None,
-    *,
-    eps: jax.typing.ArrayLike,
-    eps_root: jax.typing.ArrayLike,
 ) -> jax.Array:
-    numerator = gradient if mean is None else mean
-    scale = jnp.sqrt(second_moment + eps_root) + eps
-    quotient = numerator / (jnp.where(scale == 0, 1, scale) * _excess(numerator))
-    return jnp.where(scale == 0, 0, quotient)
+    return divide(gradient if mean is None else mean, _root(second_moment + eps_root) + eps)
 
 
-def _excess(x: jax.Array) -> jax.Array:
-    """How many times |x| is what squares saturate at, up to rounding; 1 where it is less."""
-    largest = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)  # a power of two: dividing by it is exact
-    return jnp.maximum(1, jnp.abs(x) / largest)  # infinity over infinity is NaN, and stays visible
+def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x / y
+
+
+def _divide_or_zero(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+@jax.custom_jvp
+def _root(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0.
+
+    It has none there; but where a second moment is 0, so is the gradient that it is the square of,
+    and with an epsilon their quotient has the derivative of the gradient over that epsilon.
+    """
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    root = _root(x)
+    return root, jnp.where(x == 0, 0, dx / jnp.where(x == 0, 1, 2 * root))
 
 
 def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -99,10 +116,19 @@ def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Arra
 
     Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
-    magnitude = jnp.abs(mean)
-    safe = jnp.where(magnitude == 0, 1, magnitude)
-    # m / (m + v / m) squares nothing, and so neither overflows nor underflows where m² would.
-    return jnp.where(magnitude == 0, 0, safe / (safe + variance / safe))
+    return jnp.where(mean == 0, 0, _factor(mean, variance))
+
+
+def _factor(mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """The factor, which is 1 where there is neither mean nor variance.
+
+    A product with the mean is 0 there, and has the derivative of the mean.
+    """
+    # m / (m + v / m) squares nothing, and so neither overflows nor underflows where m² would. A
+    # mean whose square underflows is taken for the least whose square does not.
+    least = jnp.finfo(variance.dtype).tiny ** 0.5
+    magnitude = jnp.maximum(jnp.abs(mean), least)
+    return magnitude / (magnitude + variance / magnitude)
 
 
 def adapted_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
@@ -129,7 +155,7 @@ def adapted_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
     Source: Balles and Hennig, *Dissecting Adam* (2018), algorithm 1.
     """
     del gradient
-    return moments.mean * variance_adaptation_factor(moments.mean, moments.variance_of_mean)
+    return moments.mean * _factor(moments.mean, moments.variance_of_mean)
 
 
 def adapted_gradient(gradient: jax.Array, moments: Moments) -> jax.Array:
@@ -156,51 +182,7 @@ def adapted_gradient(gradient: jax.Array, moments: Moments) -> jax.Array:
 
     Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
-    return gradient * variance_adaptation_factor(moments.mean, moments.variance)
-
-
-def adapted_direction(gradient: jax.Array, direction: jax.Array, moments: Moments) -> jax.Array:
-    """Any direction, shortened by the noise of one gradient.
-
-    Args:
-      gradient: not read.
-      direction: the estimate to shorten, such as a momentum or a sign.
-      moments: the estimates of one leaf.
-
-    Returns:
-      The direction times `variance_adaptation_factor(moments.mean, moments.variance)`.
-
-    >>> import jax.numpy as jnp
-    >>> import msvag_optax as mo
-    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
-    >>> print(mo.adapted_direction(jnp.asarray(8.0), jnp.asarray(1.0), moments))
-    0.25
-    """
-    del gradient
-    return direction * variance_adaptation_factor(moments.mean, moments.variance)
-
-
-def adapted_direction_of_mean(
-    gradient: jax.Array, direction: jax.Array, moments: Moments
-) -> jax.Array:
-    """Any direction, shortened by the noise of the mean gradient.
-
-    Args:
-      gradient: not read.
-      direction: the estimate to shorten, such as a momentum or the sign of one.
-      moments: the estimates of one leaf.
-
-    Returns:
-      The direction times `variance_adaptation_factor(moments.mean, moments.variance_of_mean)`.
-
-    >>> import jax.numpy as jnp
-    >>> import msvag_optax as mo
-    >>> moments = mo.Moments(*map(jnp.asarray, (2.0, 16.0, 12.0, 4.0)))
-    >>> print(mo.adapted_direction_of_mean(jnp.asarray(8.0), jnp.asarray(1.0), moments))
-    0.5
-    """
-    del gradient
-    return direction * variance_adaptation_factor(moments.mean, moments.variance_of_mean)
+    return gradient * _factor(moments.mean, moments.variance)
 
 
 def mean_of(gradient: jax.Array, moments: Moments) -> jax.Array:
@@ -269,4 +251,5 @@ def mean_over_rms(gradient: jax.Array, moments: Moments) -> jax.Array:
 
     Source: Balles and Hennig, *Dissecting Adam* (2018), section 1.
     """
-    return _over_rms(gradient, moments.second_moment, moments.mean, eps=0.0, eps_root=0.0)
+    del gradient
+    return _divide_or_zero(moments.mean, _root(moments.second_moment))

@@ -12,7 +12,7 @@ from msvag_optax import _checks
 from msvag_optax._trees import arrays, driver, mismatch, paths
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
-from msvag_optax.pieces.weightings import Weighting, check_weighting, weigh, weight_at
+from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh, weight_at
 
 
 class RunningAverageState(NamedTuple):
@@ -102,7 +102,8 @@ def running_average(
         observations = arrays.increment(state.observations)
         return weigh(weighting, observations), state._replace(observations=observations)
 
-    leaf = driver.bind(_observe, quantity)
+    observe = _observe_newest if keeps_newest(weighting) else _observe
+    leaf = driver.bind(observe, quantity)
     return piece(init, leaf, advance=advance, read=_read, estimates=estimates)
 
 
@@ -126,6 +127,16 @@ def _observe(
     mismatch.check_kept(gradient, observation, state.average)
     average = arrays.lerp(state.average, observation, weight)
     return average, state._replace(average=average)
+
+
+def _observe_newest(
+    quantity: Partial, weight: jax.Array, gradient: jax.Array, state: Any, param: Any
+) -> tuple[jax.Array, RunningAverageState]:
+    """At a decay of 0 nothing is averaged: a NaN goes with its step."""
+    del weight, param
+    observation = quantity(gradient)
+    mismatch.check_kept(gradient, observation, state.average)
+    return observation, state._replace(average=observation)
 
 
 def _observe_nonzero(

@@ -12,7 +12,7 @@ from msvag_optax._trees import arrays, driver, mismatch
 from msvag_optax._trees.rules import Estimator
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.quantities import absolute_square, square
-from msvag_optax.pieces.weightings import Weighting, check_weighting, weigh
+from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh
 
 
 class Moments(NamedTuple):
@@ -126,7 +126,8 @@ def running_moments(
             observations=observations, sum_of_squared_weights=weights.sum_of_squares
         )
 
-    return piece(init, _observe, advance=advance, read=_read, estimates=True)
+    observe = _observe_newest if keeps_newest(weighting) else _observe
+    return piece(init, observe, advance=advance, read=_read, estimates=True)
 
 
 class _Weights(NamedTuple):
@@ -176,14 +177,25 @@ def _observe(
     return moments, state._replace(mean=mean, biased_variance=variance)
 
 
+def _observe_newest(
+    weights: _Weights, gradient: jax.Array, state: Any, param: Any
+) -> tuple[Moments, RunningMomentsState]:
+    """At a decay of 0 nothing is averaged: a NaN goes with its step, and there is no variance."""
+    del param
+    mismatch.check_kept(gradient, gradient, state.mean)
+    none = jnp.zeros_like(state.biased_variance)
+    moments = _moments(gradient, none, weights.unbias, weights.unbias_of_mean)
+    return moments, state._replace(mean=gradient, biased_variance=none)
+
+
 def _moments(
     mean: jax.Array, biased_variance: jax.Array, unbias: jax.Array, unbias_of_mean: jax.Array
 ) -> Moments:
     return Moments(
         mean=mean,
-        second_moment=arrays.saturate(biased_variance + square(mean)),
-        variance=arrays.saturate(biased_variance * unbias),
-        variance_of_mean=arrays.saturate(biased_variance * unbias_of_mean),
+        second_moment=biased_variance + square(mean),
+        variance=biased_variance * unbias,
+        variance_of_mean=biased_variance * unbias_of_mean,
     )
 
 

@@ -4,9 +4,9 @@ import jax
 import optax
 
 from msvag_optax import _checks
-from msvag_optax.pieces.formulas import adapted_direction, adapted_direction_of_mean
+from msvag_optax.pieces.formulas import variance_adaptation_factor
 from msvag_optax.pieces.from_estimates import from_estimates
-from msvag_optax.pieces.running_moments import running_moments
+from msvag_optax.pieces.running_moments import Moments, running_moments
 from msvag_optax.pieces.weightings import exponential
 from msvag_optax.wrappers.dependable import dependable
 
@@ -67,8 +67,18 @@ def variance_adapted(
     _checks.check_flags(of_mean=of_mean)
     return dependable(
         from_estimates(
-            adapted_direction_of_mean if of_mean else adapted_direction,
+            _adapted_as_mean if of_mean else _adapted,
             direction=direction,
             moments=running_moments(exponential(beta), mu_dtype=mu_dtype, nu_dtype=nu_dtype),
         )
     )
+
+
+def _adapted(gradient: jax.Array, direction: jax.Array, moments: Moments) -> jax.Array:
+    del gradient
+    return direction * variance_adaptation_factor(moments.mean, moments.variance)
+
+
+def _adapted_as_mean(gradient: jax.Array, direction: jax.Array, moments: Moments) -> jax.Array:
+    del gradient
+    return direction * variance_adaptation_factor(moments.mean, moments.variance_of_mean)

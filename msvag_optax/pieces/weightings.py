@@ -37,8 +37,8 @@ class Weighting(NamedTuple):
     2.3333
 
     Attributes:
-      weight: maps the number of observations, the newest included (an int32 array, at least 1), to
-        the weight of the newest.
+      weight: maps the number of observations, the newest included (an integer array, at least 1, of
+        the widest dtype that JAX is configured for), to the weight of the newest.
     """
 
     weight: Callable[[jax.Array], jax.Array]
@@ -52,6 +52,16 @@ def check_weighting(weighting: object) -> None:
         )
 
 
+def _newest() -> Weighting:
+    """The average is the newest observation, and what is older leaves no trace in it."""
+    return Weighting(Partial(_whole_weight))
+
+
+def keeps_newest(weighting: Weighting) -> bool:
+    """Whether the weighting was built with a decay of 0, so that nothing is averaged."""
+    return getattr(weighting.weight, "func", None) is _whole_weight
+
+
 def weigh(weighting: Weighting, count: jax.Array) -> jax.Array:
     """The weight of the newest of `count` observations, once for all leaves."""
     return driver.call(Partial(weight_at, driver.as_partial(weighting.weight)), count)
@@ -59,6 +69,7 @@ def weigh(weighting: Weighting, count: jax.Array) -> jax.Array:
 
 def weight_at(weight: Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:
     """The same, inside of a kernel."""
+    count = count.astype(jax.dtypes.canonicalize_dtype(jnp.int64))  # float64 follows from int64
     return jnp.asarray(weight(count), scalar_dtype())
 
 
@@ -93,6 +104,8 @@ def exponential(decay: jax.typing.ArrayLike) -> Weighting:
     Source: Kingma and Ba, *Adam* (2015), section 3.
     """
     _checks.check_decays(decay=decay)
+    if _checks.is_concrete(decay) and decay == 0:
+        return _newest()
     log_decay, complement = _log_and_complement(decay)
     return Weighting(Partial(_exponential_weight, log_decay, complement))
 
@@ -130,6 +143,8 @@ def exponential_from_zero(decay: jax.typing.ArrayLike) -> Weighting:
     Source: Reddi et al., *On the Convergence of Adam and Beyond* (2018), algorithm 2.
     """
     _checks.check_decays(decay=decay)
+    if _checks.is_concrete(decay) and decay == 0:
+        return _newest()
     _, complement = _log_and_complement(_below_one(decay))
     return Weighting(Partial(_constant_weight_after, 0, complement))
 
@@ -165,6 +180,8 @@ def exponential_from_first(decay: jax.typing.ArrayLike) -> Weighting:
     algorithm 1.
     """
     _checks.check_decays(decay=decay)
+    if _checks.is_concrete(decay) and decay == 0:
+        return _newest()
     _, complement = _log_and_complement(_below_one(decay))
     return Weighting(Partial(_constant_weight_after, 1, complement))
 
@@ -208,17 +225,31 @@ def bias_correction(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     >>> print(mo.bias_correction(0.5, jnp.int32(3)))
     0.875
     """
-    log_decay, _ = _log_and_complement(_below_one(decay))
-    return -jnp.expm1(count.astype(scalar_dtype()) * log_decay)
+    decay = _below_one(decay)
+    log_decay, complement = _log_and_complement(decay)
+    # log(0) has no derivative; but 1 - 0^t is 1, and 1 - decay for the first.
+    of_zero = jnp.where(count == 1, complement, 1)
+    return jnp.where(decay == 0, of_zero, _one_minus_power(log_decay, count))
 
 
 def _log_and_complement(decay: jax.typing.ArrayLike) -> tuple[jax.typing.ArrayLike, ...]:
-    """`log(decay)` and `1 - decay`: in double precision where the decay is a plain number."""
+    """`log(decay)` and `1 - decay`: in double precision where the decay is a plain number.
+
+    The logarithm of 0 is a large number, by which a power of 0 is 0.
+    """
     if _checks.is_concrete(decay):
         number = float(np.asarray(decay))
-        return (math.log(number) if number > 0 else -math.inf), 1 - number
+        return (math.log(number) if number > 0 else _LOG_OF_ZERO), 1 - number
     decay = jnp.asarray(decay).astype(scalar_dtype())
-    return jnp.log1p(decay - 1), 1 - decay
+    log_decay = jnp.log1p(jnp.where(decay == 0, 1, decay) - 1)
+    return jnp.where(decay == 0, _LOG_OF_ZERO, log_decay), 1 - decay
+
+
+_LOG_OF_ZERO = -1e4
+
+
+def _one_minus_power(log_decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
+    return -jnp.expm1(count.astype(scalar_dtype()) * log_decay)
 
 
 def _below_one(decay: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -237,7 +268,7 @@ def _exponential_weight(
 ) -> jax.Array:
     time = count.astype(scalar_dtype())
     numerator = jnp.where(log_decay == 0, 1, jnp.asarray(complement, time.dtype))
-    total = jnp.where(log_decay == 0, time, -jnp.expm1(time * log_decay))
+    total = jnp.where(log_decay == 0, time, _one_minus_power(log_decay, count))
     # The first weight must be exactly 1, and a compiler may round the quotient.
     return numerator / jnp.where(count <= 1, numerator, total)
 
@@ -252,3 +283,7 @@ def _constant_weight_after(
 
 def _arithmetic_weight(count: jax.Array) -> jax.Array:
     return 1 / count.astype(scalar_dtype())
+
+
+def _whole_weight(count: jax.Array) -> jax.Array:
+    return jnp.ones_like(count, dtype=scalar_dtype())

@@ -35,9 +35,9 @@ def skip_gradientless(
 
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> import msvag_optax as mo
+    >>> from msvag_optax.wrappers.gradientless import skip_gradientless
     >>> params = {"weight": jnp.ones(2), "steps": jnp.asarray(3)}
-    >>> tx = mo.skip_gradientless(optax.trace(0.9))
+    >>> tx = skip_gradientless(optax.trace(0.9))
     >>> state = tx.init(params)
     >>> state.trace
     {'steps': None, 'weight': Array([0., 0.], dtype=float32)}

@@ -25,9 +25,9 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> import msvag_optax as mo
+    >>> from msvag_optax.wrappers.precision import full_precision
     >>> params = jnp.zeros(3, jnp.bfloat16)
-    >>> tx = mo.full_precision(optax.trace(0.9))
+    >>> tx = full_precision(optax.trace(0.9))
     >>> update, state = tx.update(params, tx.init(params))
     >>> update.dtype.name, optax.tree.get(state, "trace").dtype.name
     ('bfloat16', 'float32')

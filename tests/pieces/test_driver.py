@@ -1,4 +1,4 @@
-"""Pieces are combined before they run: one kernel a leaf, one count, and what optax's chain does."""
+"""Pieces are combined before they run: one kernel a leaf, one count, as optax chains them."""
 
 import copy
 import gc
@@ -165,7 +165,7 @@ def test_links_on_a_schedule_share_a_count():
     ],
 )
 def test_an_estimator_is_no_update(make, estimator):
-    with pytest.raises(TypeError, match="got an estimator.*by `from_estimates`"):
+    with pytest.raises(TypeError, match=r"got an estimator.*by `from_estimates`"):
         make(estimator)
 
 
@@ -217,7 +217,7 @@ def test_each_leaf_gets_its_part_of_an_extra_argument():
     updates, _ = tx.update(gradients, tx.init(gradients), factor=10.0, variances=variances)
     np.testing.assert_array_equal(updates["a"], [21, 22])
     assert updates["b"] == 23
-    with pytest.raises(ValueError, match="another tree structure.*only the updates have 'b'"):
+    with pytest.raises(ValueError, match=r"another tree structure.*only the updates have 'b'"):
         tx.update(gradients, tx.init(gradients), factor=1.0, variances={"a": 0.0})
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).parents[1] / "examples" / "train_distributed.py"
+PROGRAM = Path(__file__).parents[2] / "examples" / "train_distributed.py"
 LIMIT = 240  # seconds that a run may take
 
 # A run that hangs says where, and ends by itself even if nobody is left to kill it.

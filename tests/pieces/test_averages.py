@@ -56,7 +56,8 @@ def test_quantities_that_differ_from_leaf_to_leaf():
 
     def power_of(name, shape):
         asked.append((name, shape.shape))
-        return lambda g, p="abc".index(name): g**p
+        power = "abc".index(name)
+        return lambda g: g**power
 
     estimator = mo.running_average(mo.arithmetic(), of=mo.PerLeaf(power_of))
     gradients = {name: jnp.full((3, 1), 2.0) for name in "abc"}
@@ -194,17 +195,33 @@ def test_sums_that_overflow_saturate(shapes, stacked):
         np.testing.assert_array_equal(leaf, np.finfo(np.float32).max)
 
 
-@pytest.mark.parametrize("weighting", [mo.exponential(0.0), mo.Weighting(jnp.ones_like)])
+@pytest.mark.parametrize(
+    "weighting", [mo.exponential(0.0), mo.exponential_from_zero(0), mo.exponential_from_first(0.0)]
+)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_at_a_weight_of_one_nothing_old_is_left(weighting, bad):
-    estimates, _ = run(mo.running_average(weighting), jnp.asarray([[1.0], [bad], [2.0], [3.0]]))
-    np.testing.assert_array_equal(np.ravel(estimates), [1.0, bad, 2.0, 3.0])
+def test_at_a_decay_of_zero_nothing_old_is_left(weighting, bad):
+    observations = jnp.asarray([[1e30], [bad], [2.0], [1e-30]])
+    estimates, _ = run(mo.running_average(weighting), observations)
+    np.testing.assert_array_equal(estimates, observations)
+    moments, state = run(mo.running_moments(weighting), observations)
+    np.testing.assert_array_equal([m.mean for m in moments], observations)
+    assert not any(m.variance.any() for m in moments)
+    assert not state.biased_variance.any()
 
 
-def test_at_a_weight_of_zero_nothing_new_is_seen():
-    only_first = mo.Weighting(lambda count: jnp.where(count == 1, 1.0, 0.0))
-    estimates, _ = run(mo.running_average(only_first), jnp.asarray([[5.0], [np.inf], [2.0]]))
-    np.testing.assert_array_equal(np.ravel(estimates), [5.0, 5.0, 5.0])
+def test_at_a_traced_decay_of_zero_the_newest_is_kept_to_an_ulp_of_the_larger():
+    def last(decay):
+        return run(mo.running_average(mo.exponential(decay)), observations)[0][-1]
+
+    observations = jnp.asarray([[1.0, 1e8, 1e37], [2.0, 1.0, -1e37]])
+    eps = jnp.finfo(jnp.float32).eps
+    bound = eps * np.abs(observations).max(0)
+    assert (np.abs(jax.jit(last)(0.0) - observations[-1]) <= bound).all()
+
+
+def test_a_nan_stays_in_an_average():
+    estimates, _ = run(mo.running_average(mo.exponential(0.5)), jnp.asarray([[jnp.nan], [1.0]]))
+    assert np.isnan(estimates).all()
 
 
 @pytest.mark.parametrize("of", [None, jnp.abs, jnp.asarray, lambda g: jnp.max(jnp.abs(g))])

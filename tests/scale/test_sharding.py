@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import sharding
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
 
 SHAPES = {"embedding": (64, 16), "up/kernel": (16, 32), "down/kernel": (32, 16), "scale": (16,)}

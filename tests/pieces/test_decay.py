@@ -206,11 +206,17 @@ def test_decay_needs_parameters(build):
         build(-0.1)
 
 
-def test_mask_is_what_optax_takes():
-    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
-    tx = optax.adamw(0.0, weight_decay=1.0, mask=mo.weight_decay_mask(["bias"]))
-    tx.init(params)
-    assert mo.weight_decay_mask(["bias"])(params) == {"kernel": True, "bias": False}
+def test_exclusions_may_be_a_function():
+    params = {"kernel": jnp.ones((2, 2)), "norm": {"scale": jnp.ones(2)}, "bias": jnp.ones(2)}
+
+    def has_less_than_two_axes(name, shape):
+        return len(shape.shape) < 2 and name != "bias"
+
+    tx = mo.adamw(1.0, weight_decay=0.5, exclude_from_weight_decay=has_less_than_two_axes)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_array_equal(updates["kernel"], -0.5)
+    np.testing.assert_array_equal(updates["bias"], -0.5)
+    np.testing.assert_array_equal(updates["norm"]["scale"], 0)
 
 
 def test_report(capsys, tmp_path):

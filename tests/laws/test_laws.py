@@ -701,15 +701,14 @@ ARGUMENTS: dict[Any, dict[str, Kind]] = {
         "num_train_steps": LEAST_ONE,
         "num_warmup_steps": LEAST_ZERO,
     },
-    mo.weight_decay_mask: {"exclude": PATTERNS},
-    mo.add_decayed_weights: {"weight_decay": SCHEDULE, "exclude": PATTERNS},
-    mo.subtract_decayed_weights: {"weight_decay": SCHEDULE, "exclude": PATTERNS},
+    mo.add_decayed_weights: {"weight_decay": SCHEDULE, "exclude_from_weight_decay": PATTERNS},
+    mo.subtract_decayed_weights: {"weight_decay": SCHEDULE, "exclude_from_weight_decay": PATTERNS},
 }
 # What stands for the arguments that have no default, and are no numbers.
 GIVEN: dict[str, Any] = {
     "direction": optax.identity(),
     "estimator": mo.running_average(mo.arithmetic()),
-    "exclude": (),
+    "exclude_from_weight_decay": (),
     "num_train_steps": 10,
     "num_warmup_steps": 2,
     "weighting": mo.arithmetic(),

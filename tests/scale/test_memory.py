@@ -14,7 +14,7 @@ import msvag_optax as mo
 from benchmarks import memory
 from benchmarks.trees import TREES
 
-KEPT = (Path(__file__).parents[1] / "benchmarks" / "results" / "memory.md").read_text()
+KEPT = (Path(__file__).parents[2] / "benchmarks" / "results" / "memory.md").read_text()
 SHAPES = TREES["transformer"]()
 # The same model, small: one layer, of one head.
 SIZES = {50_257: 96, 1_024: 16, 512: 64, 2_048: 128}

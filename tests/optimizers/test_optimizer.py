@@ -39,7 +39,9 @@ def test_the_state_of_another_optimizer_is_refused_in_words(params, name, other)
 
 
 def test_the_message_names_what_is_missing_and_what_is_foreign(params):
-    with pytest.raises(ValueError, match=r"it lacks 'links/direction/inner_states.* and has 'links/direction/adam"):
+    with pytest.raises(
+        ValueError, match=r"it lacks 'links/direction/inner_states.* and has 'links/direction/adam"
+    ):
         mo.msvag(0.1).update(params, mo.bert_adamw(0.1, 10, 2).init(params), params)
 
 

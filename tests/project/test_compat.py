@@ -15,7 +15,7 @@ import msvag_optax as mo
 from msvag_optax import _compat
 from tests.meshes import KINDS, entered, mesh_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("msvag_optax", "examples", "notebooks", "benchmarks", "docs", "tests")
 PRIVATE = re.compile(r"jax\.(core|_src|experimental|interpreters|extend)\b")
 RENAMED = {"enable_x64", "manual_axis_type", "shard_alike", "vma"}

@@ -35,7 +35,7 @@ NOVOGRAD: dict[str, dict[str, Any]] = {
     },
 }
 # In float64 the two programs round differently by some units in the last place, 2e-16, and ten
-# steps enlarge that (tests/test_parallel_training.py) by less than a hundred. One norm for all
+# steps enlarge that (tests/scale/test_parallel_training.py) by less than a hundred. One norm for all
 # layers makes a difference of more than 1e-3, see below.
 BOUND = 1e-12
 

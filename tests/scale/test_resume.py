@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS, KILLS = 400, 12
 
 # Saves at every fifth step, so that most kills meet a checkpoint that is being written.

@@ -19,7 +19,7 @@ import pytest
 import msvag_optax as mo
 from tests import conformance
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STOP = 75  # An odd step: the gradient of one mini-batch waits for another one.
 END = 150
 

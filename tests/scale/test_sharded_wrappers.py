@@ -10,6 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
+from msvag_optax.wrappers.gradientless import skip_gradientless
+from msvag_optax.wrappers.precision import full_precision
 from tests.conformance import assert_same, assert_same_types
 from tests.meshes import KINDS, assert_sharded_like, entered, mesh_of
 from tests.support import by_speed
@@ -41,11 +43,11 @@ OPTAX = {
 }
 OURS = {
     "dependable": mo.dependable,
-    "full_precision": mo.full_precision,
+    "full_precision": full_precision,
     "kept_in": lambda tx: mo.kept_in(tx, jnp.bfloat16),
     "lazy_rows": mo.lazy_rows,
     "shard_like_params": mo.shard_like_params,
-    "skip_gradientless": mo.skip_gradientless,
+    "skip_gradientless": skip_gradientless,
     "variance_adapted": mo.variance_adapted,
 }
 ROUND_OURS = {

@@ -9,6 +9,8 @@ import pytest
 
 import msvag_optax as mo
 from msvag_optax._trees import mismatch
+from msvag_optax.wrappers.gradientless import skip_gradientless
+from msvag_optax.wrappers.precision import full_precision
 
 MIXED = {
     "low": jnp.ones(3, jnp.bfloat16),
@@ -20,7 +22,7 @@ MIXED = {
 
 @pytest.mark.parametrize("tx", [optax.trace(0.9), optax.scale_by_adam(), optax.scale_by_amsgrad()])
 def test_full_precision_widens_inside_and_rounds_outside(tx):
-    wide = mo.full_precision(tx)
+    wide = full_precision(tx)
     state = wide.init(MIXED)
     updates, new_state = wide.update(MIXED, state, MIXED)
     assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, MIXED)
@@ -31,7 +33,7 @@ def test_full_precision_widens_inside_and_rounds_outside(tx):
 
 def test_rounding_to_float16_keeps_finite_updates_finite():
     gradients = jnp.asarray([1.0, -1.0, jnp.inf, jnp.nan], jnp.float16)
-    tx = mo.full_precision(optax.scale(1e6))
+    tx = full_precision(optax.scale(1e6))
     updates, _ = tx.update(gradients, tx.init(gradients))
     np.testing.assert_array_equal(updates, jnp.asarray([65504, -65504, jnp.inf, jnp.nan]))
 
@@ -46,7 +48,7 @@ def test_numpys_gradients_are_taken_in_the_dtype_that_jax_has():
 
 def test_a_state_of_other_parameters_does_not_grow():
     """Where its shape broadcasts, nothing else would stop it."""
-    tx = mo.skip_gradientless(optax.trace(0.9))
+    tx = skip_gradientless(optax.trace(0.9))
     state = tx.init({"w": jnp.ones(())})
     with pytest.raises(ValueError, match=r"The update of 'w' has shape \(3,\).* has shape \(\)"):
         tx.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
@@ -78,7 +80,7 @@ def test_leaves_without_gradient_get_no_state():
         "key": None,
         "flag": np.zeros((), jax.dtypes.float0),
     }
-    tx = mo.skip_gradientless(optax.trace(0.9))
+    tx = skip_gradientless(optax.trace(0.9))
     state = tx.init(params)
     assert len(jax.tree.leaves(state)) == 1
     for given in (params, None):
@@ -90,7 +92,7 @@ def test_leaves_without_gradient_get_no_state():
 
 
 def test_integer_gradient_makes_a_zero_update():
-    tx = mo.skip_gradientless(optax.trace(0.9))
+    tx = skip_gradientless(optax.trace(0.9))
     new, _ = tx.update({"n": jnp.arange(3)}, tx.init({"n": jnp.arange(3)}), {"n": jnp.arange(3)})
     np.testing.assert_array_equal(new["n"], [0, 0, 0])
     assert new["n"].dtype == jnp.int32
@@ -124,7 +126,7 @@ def test_missing_gradient_leaves_parameter_and_state(tx):
 
 
 def test_mismatched_trees_are_told_apart():
-    tx = mo.skip_gradientless(optax.trace(0.9))
+    tx = skip_gradientless(optax.trace(0.9))
     params = {"a": {"w": jnp.ones(3)}}
     state = tx.init(params)
     with pytest.raises(ValueError, match="another tree structure than the parameters") as caught:
@@ -138,10 +140,10 @@ def test_mismatched_trees_are_told_apart():
     "wrap",
     [
         mo.dependable,
-        mo.full_precision,
+        full_precision,
         mo.lazy_rows,
         mo.shard_like_params,
-        mo.skip_gradientless,
+        skip_gradientless,
         lambda tx: mo.kept_in(tx, jnp.bfloat16),
     ],
 )
