@@ -9,7 +9,7 @@ from typing import NoReturn as _NoReturn
 
 from msvag_optax import _compat as _compat  # first: it refuses versions that are too old
 from msvag_optax._trees.arrays import saturate as saturate
-from msvag_optax._trees.driver import Parts as Parts
+from msvag_optax._trees.layout import Parts as Parts
 from msvag_optax._trees.paths import PerLeaf as PerLeaf
 from msvag_optax._trees.paths import path_names as path_names
 from msvag_optax._trees.rules import Estimator as Estimator

@@ -123,9 +123,9 @@ def check_transformation(name: str, value: Any) -> None:
         )
 
 
-def check_function_of_one_array(name: str, value: Any) -> None:
-    """Raises unless `value` can be called with one array and nothing else."""
-    wanted = f"`{name}` must be a function of one array, or None"
+def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
+    """Raises unless `value` can be called with these arguments and nothing else."""
+    wanted = f"`{name}` must be a function {wanted}"
     if not callable(value):
         raise TypeError(f"{wanted}, got {value!r}.")
     try:
@@ -133,7 +133,7 @@ def check_function_of_one_array(name: str, value: Any) -> None:
     except ValueError:  # some functions written in C do not tell
         return
     try:
-        signature.bind("array")
+        signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(f"{wanted}, got {value!r}: {error}. Is it yet to be called?") from None
 

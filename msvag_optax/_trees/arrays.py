@@ -87,6 +87,15 @@ def narrow(x: jax.Array, dtype: Any) -> jax.Array:
 def saturate(x: jax.Array) -> jax.Array:
     """`x` with the largest float in place of positive infinity; NaN and complex `x` stay.
 
+    A quantity of one's own that sums squares wants it, so that a finite gradient never makes an
+    infinite average.
+
+    Args:
+      x: any array of real or complex floats.
+
+    Returns:
+      An array of the same shape and dtype.
+
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
     >>> print(mo.saturate(jnp.asarray([1.0, jnp.inf])))

@@ -15,6 +15,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax._trees import arrays, mismatch, paths
+from msvag_optax._trees.layout import Layout, Leaves, Place
 
 WHOLE = "the whole trees of updates and parameters"  # A key that is no name of an argument.
 
@@ -40,32 +41,12 @@ class Rule(NamedTuple):
     needs_tree: bool = False
 
 
-@jax.tree_util.register_pytree_node_class
-class Parts:
-    """A tree like the updates among what leaves share, of which each leaf is to get its part."""
+class Extra(dict[str, Any]):
+    """The extra arguments of `update`; one that is missing is named."""
 
-    def __init__(self, tree: Any) -> None:
-        """Wraps the tree."""
-        self.tree = tree
-
-    def tree_flatten(self) -> tuple[tuple[Any], None]:
-        """A node of JAX's, so that shared values may be mapped over."""
-        return (self.tree,), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any]) -> "Parts":
-        """The inverse."""
-        return cls(*children)
-
-
-@jax.tree_util.register_static
-class _Place:
-    """Stands in the place of the parameters, to find where a state has trees like theirs."""
-
-
-def is_place(node: Any) -> bool:
-    """Whether `init` is asked where its trees are, and is given no parameters."""
-    return isinstance(node, _Place)
+    def __missing__(self, name: str) -> Any:
+        hint = " Or is it a piece that needs `needs_count=True`?" if name == "count" else ""
+        raise TypeError(f"`update` needs the extra argument `{name}`, and was not given it.{hint}")
 
 
 def bind(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -112,7 +93,7 @@ class Driver:
     def __init__(self, rule: Rule) -> None:
         """Drives the pieces that follow `rule`."""
         self.rule = rule
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
         self._plans: dict[Any, list[Callable[..., Any]]] = {}
         self._kernels: dict[Any, Callable[..., Any]] = {}
 
@@ -136,11 +117,11 @@ class Driver:
     ) -> tuple[optax.Updates, Any]:
         """One step: `advance` once, then one kernel for each leaf."""
         layout = self._layout_of_state()
-        leaves = _Leaves(updates)
+        leaves = Leaves(updates)
         trees, numbers = layout.split(state)
         columns = [leaves.split(tree) for tree in trees]
         given = [None] * len(leaves.values) if params is None else leaves.split(params)
-        extra = {**extra_args, WHOLE: (updates, params)}
+        extra = Extra({**extra_args, WHOLE: (updates, params)})
         shared, numbers = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
         shared_by_leaf = leaves.distribute(shared)
         results = []
@@ -157,12 +138,19 @@ class Driver:
         kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
         return new_updates, layout.join(kept, layout.split(numbers)[1])
 
-    def _layout_of_state(self) -> "_Layout":
+    def _layout_of_state(self) -> "Layout":
         if self._layout is None:
-            self._layout = _Layout(jax.eval_shape(self.rule.init, _Place()))
+            try:
+                marked = jax.eval_shape(self.rule.init, Place())
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise TypeError(
+                    "The `init` of a piece may map over the tree of parameters, by `jax.tree.map`, "
+                    f"and look at nothing else of it; it did, and failed: {error}"
+                ) from error
+            self._layout = Layout(marked)
         return self._layout
 
-    def _plan(self, leaves: "_Leaves", layout: "_Layout") -> list[Callable[..., Any]]:
+    def _plan(self, leaves: "Leaves", layout: "Layout") -> list[Callable[..., Any]]:
         """The kernel of each leaf, with the numbers that are bound to it."""
         leaf = self.rule.leaf
         if not isinstance(leaf, paths.PerLeaf):
@@ -180,7 +168,7 @@ class Driver:
             self._plans[key] = [self._kernel(one, layout) for one in chosen]
         return self._plans[key]
 
-    def _kernel(self, leaf: Callable[..., Any], layout: "_Layout") -> Callable[..., Any]:
+    def _kernel(self, leaf: Callable[..., Any], layout: "Layout") -> Callable[..., Any]:
         # Numbers would be converted for each leaf, outside of `jit`. Their type stays weak.
         with jax.ensure_compile_time_eval():
             leaf = jax.tree.map(
@@ -200,64 +188,8 @@ def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(update.init, update)
 
 
-class _Leaves:
-    """The leaves of a tree of updates, and of other trees what stands in their places."""
-
-    def __init__(self, tree: Any) -> None:
-        self.tree = tree
-        self.values, self.treedef = jax.tree.flatten(tree)
-
-    def split(self, other: Any) -> list[Any]:
-        """What stands in the places of the leaves in a tree that has `tree` as a prefix."""
-        try:
-            return self.treedef.flatten_up_to(other)
-        except ValueError:
-            what = "the state or parameters they meet"
-            raise mismatch.structure_mismatch(self.tree, other, what) from None
-
-    def join(self, values: list[Any]) -> Any:
-        return self.treedef.unflatten(values)
-
-    def distribute(self, shared: Any) -> Callable[[int], Any]:
-        """What leaf `i` gets of what is shared: all, but of `Parts` its own."""
-        values, treedef = jax.tree.flatten(shared, is_leaf=lambda x: isinstance(x, Parts))
-        columns = {i: self.split(x.tree) for i, x in enumerate(values) if isinstance(x, Parts)}
-        if not columns:
-            return lambda _: shared
-        return lambda leaf: treedef.unflatten(
-            [columns[i][leaf] if i in columns else value for i, value in enumerate(values)]
-        )
-
-
-class _Layout:
-    """Where a state has trees like the parameters', and where numbers that all leaves share."""
-
-    def __init__(self, marked: Any) -> None:
-        nodes, self.treedef = jax.tree.flatten(marked, is_leaf=is_place)
-        self.is_tree = tuple(map(is_place, nodes))
-
-    def split(self, state: Any) -> tuple[list[Any], list[Any]]:
-        slots = self.treedef.flatten_up_to(state)
-        pairs = list(zip(slots, self.is_tree, strict=True))
-        return [x for x, is_tree in pairs if is_tree], [x for x, is_tree in pairs if not is_tree]
-
-    def join(self, trees: list[Any], numbers: list[Any]) -> Any:
-        rest_of_trees, rest_of_numbers = iter(trees), iter(numbers)
-        slots = [next(rest_of_trees if is_tree else rest_of_numbers) for is_tree in self.is_tree]
-        return self.treedef.unflatten(slots)
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.is_tree))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Layout) and (self.treedef, self.is_tree) == (
-            other.treedef,
-            other.is_tree,
-        )
-
-
 def _run(
-    layout: _Layout, leaf: Partial, shared: Any, gradient: Any, kept: list[Any], param: Any
+    layout: Layout, leaf: Partial, shared: Any, gradient: Any, kept: list[Any], param: Any
 ) -> tuple[Any, list[Any]]:
     """What becomes of one leaf, in float32 or wider; its state stays in the dtypes that it has."""
     state = layout.join(
@@ -266,7 +198,12 @@ def _run(
     )
     param = None if param is None else arrays.widen(param)
     update, state = leaf(shared, arrays.widen(gradient), state, param)
-    moved, _ = layout.split(state)
+    moved = layout.parts_of_leaf(state)
+    if jax.tree.structure(moved) != jax.tree.structure(kept):
+        raise TypeError(
+            "The `leaf` of a piece must return an update and a state with the structure that it is "
+            f"given, {jax.tree.structure(kept)}, got {jax.tree.structure(moved)}."
+        )
     return update, jax.tree.map(functools.partial(_keep, gradient), kept, moved)
 
 
@@ -276,7 +213,7 @@ def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _shared_kernel(layout: _Layout, leaf: Partial, *arguments: Any) -> Any:
+def _shared_kernel(layout: Layout, leaf: Partial, *arguments: Any) -> Any:
     """The kernel of functions that stand in their modules.
 
     One `jit` for all shares its traces: leaves of equal shape are traced and lowered once, and an
@@ -286,7 +223,7 @@ def _shared_kernel(layout: _Layout, leaf: Partial, *arguments: Any) -> Any:
     return _run(layout, leaf, *arguments)
 
 
-def _own_kernel(layout: _Layout, treedef: Any) -> Callable[..., Any]:
+def _own_kernel(layout: Layout, treedef: Any) -> Callable[..., Any]:
     """A kernel for closures, which goes with the piece that holds them."""
 
     @jax.jit

@@ -33,7 +33,7 @@ class PerLeaf(NamedTuple):
     [ 9. 16.] 25.0
     """
 
-    at: Callable[[str, jax.ShapeDtypeStruct], Callable[..., Any]]
+    at: Callable[[str, jax.ShapeDtypeStruct], Any]
     check: Callable[[Any], None] = lambda params: None
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from msvag_optax._trees import arrays, driver, paths
-from msvag_optax._trees.driver import Parts, Rule
+from msvag_optax._trees import arrays, driver, layout, paths
+from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.layout import Parts
 
 
 class Piece(optax.GradientTransformationExtraArgs):
@@ -35,7 +36,7 @@ class OwnCountState(NamedTuple):
 def from_rule(rule: Rule, *, estimates: bool = False) -> Piece:
     """The piece that follows a rule."""
     kind = Estimator if estimates else Piece
-    update = _OnOwnCount(rule) if rule.needs_count else driver.Driver(rule)
+    update: Any = _OnOwnCount(rule) if rule.needs_count else driver.Driver(rule)
     return kind(update.init, update)
 
 
@@ -74,7 +75,7 @@ def _rule_of_another(transformation: optax.GradientTransformation) -> Rule:
     inner = optax.with_extra_args_support(transformation)
 
     def init(params: optax.Params) -> Any:
-        if driver.is_place(params):
+        if layout.is_place(params):
             return jnp.zeros(
                 []
             )  # Its state is its own, trees and all: to the driver, it is shared.

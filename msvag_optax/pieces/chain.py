@@ -10,8 +10,9 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver
-from msvag_optax._trees.driver import Parts, Rule
+from msvag_optax._trees import arrays, driver, layout
+from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.layout import Parts
 from msvag_optax._trees.rules import Estimator, Piece, combined, from_rule, rule_of
 from msvag_optax.wrappers.dependable import dependable
 
@@ -81,7 +82,7 @@ def _chained(rules: Sequence[Rule], names: Sequence[str]) -> Rule:
     def init(params: optax.Params) -> Any:
         if ahead is None:
             states = ()
-        elif driver.is_place(params):  # To the driver, what goes ahead is shared, trees and all.
+        elif layout.is_place(params):  # To the driver, what goes ahead is shared, trees and all.
             states = (jnp.zeros([]),) * start
         else:
             states = ahead.init(params)
@@ -91,7 +92,7 @@ def _chained(rules: Sequence[Rule], names: Sequence[str]) -> Rule:
         states = [state[name] for name in names] if names else [*state]
         part = None
         if ahead is not None:
-            extra = dict(extra)
+            extra = driver.Extra(extra)
             updates, params = extra.pop(driver.WHOLE)
             updates, states[:start] = ahead(updates, tuple(states[:start]), params, **extra)
             part = Parts(updates)

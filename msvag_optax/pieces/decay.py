@@ -154,10 +154,10 @@ def decayed_weights(
 
 def _decay(
     sign: int, rate: jax.Array, update: jax.Array, state: Any, param: jax.Array | None
-) -> tuple[jax.Array, Any]:
+) -> tuple[Any, Any]:
     # Without a parameter, optax raises its own message.
-    update, _ = optax.add_decayed_weights(sign * rate).update(update, optax.EmptyState(), param)
-    return update, state
+    decayed, _ = optax.add_decayed_weights(sign * rate).update(update, optax.EmptyState(), param)
+    return decayed, state
 
 
 def _pass(rate: jax.Array, update: jax.Array, state: Any, param: Any) -> tuple[jax.Array, Any]:

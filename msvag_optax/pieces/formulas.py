@@ -48,7 +48,7 @@ def over_rms(
     """
     _checks.check_number("eps", eps)
     _checks.check_number("eps_root", eps_root)
-    never_zero = _checks.is_concrete(eps) and eps > 0
+    never_zero = _checks.is_concrete(eps) and eps != 0
     return Partial(_over_rms, Partial(_divide if never_zero else _divide_or_zero), eps, eps_root)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from msvag_optax import _checks
 from msvag_optax._trees import paths
-from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.driver import Extra, Rule
 from msvag_optax._trees.rules import Piece, from_rule
 
 
@@ -28,12 +28,14 @@ def piece(
     :math:`g` its gradient, :math:`p` its parameter and :math:`u` its update. Trees are taken apart
     and put together elsewhere. A piece alone, or a `chain`, `from_estimates` or `optimizer` of
     pieces, is one kernel a leaf; its state lies like the parameters on a mesh and is float32 or
-    wider, whatever dtype parameters have.
+    wider, whatever dtype parameters have. Its updates are, too; a `chain` and an `optimizer` give
+    them the dtypes of the gradients.
 
     Args:
       init: makes the state from parameters, which are float32 or wider. It may map over their tree,
         by `jax.tree.map`, and look at nothing else of it. What is mapped belongs to leaves; all
-        else is shared. Each array keeps the dtype that it has here.
+        else is shared. Each array keeps the dtype that it has here. No array may stand in it
+        twice: a donated state is updated in place.
       leaf: what becomes of one leaf, `(shared, gradient, state, param) -> (update, state)`, in
         arrays of float32 or wider. The state has the part of this leaf in place of each tree, and
         None in place of what is shared; `param` is None where `update` was given no parameters. A
@@ -52,7 +54,8 @@ def piece(
       The piece, an `Estimator` if `estimates`.
 
     Raises:
-      TypeError: if `init`, `leaf`, `advance` or `read` is no function, or a flag no bool.
+      TypeError: if `init`, `leaf`, `advance` or `read` is no function of such arguments, or a flag
+        no bool; in `update`, if an extra argument is missing, or `leaf` returns another structure.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -71,14 +74,26 @@ def piece(
     >>> print(estimate["w"])
     [2. 3.]
     """
-    for name, function in (("init", init), ("advance", advance), ("read", read)):
-        if not callable(function) and (name == "init" or function is not None):
-            raise TypeError(f"`{name}` must be a function, got {function!r}.")
-    if not callable(leaf) and not isinstance(leaf, paths.PerLeaf):
-        raise TypeError(f"`leaf` must be a function or a PerLeaf, got {leaf!r}.")
+    _checks.check_function("init", init, "of parameters", "params")
+    if not isinstance(leaf, paths.PerLeaf):
+        arguments = "shared", "gradient", "state", "param"
+        _checks.check_function("leaf", leaf, f"of {', '.join(arguments)}, or a PerLeaf", *arguments)
+    if advance is not None:
+        _checks.check_function("advance", advance, "of state and extra", "state", "extra")
+    if read is not None:
+        _checks.check_function("read", read, "of a state", "state")
     _checks.check_flags(estimates=estimates, needs_count=needs_count)
-    rule = Rule(init, advance or _still, leaf, read, needs_count)
-    return from_rule(rule, estimates=estimates)
+    moves = _still if advance is None else advance if needs_count else _without_count(advance)
+    return from_rule(Rule(init, moves, leaf, read, needs_count), estimates=estimates)
+
+
+def _without_count(advance: Callable[[Any, dict[str, Any]], tuple[Any, Any]]) -> Callable[..., Any]:
+    """`advance`, which is not given the count that it has not asked for."""
+
+    def advance_without_count(state: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        return advance(state, Extra({k: v for k, v in extra.items() if k != "count"}))
+
+    return advance_without_count
 
 
 def _still(state: Any, extra: dict[str, Any]) -> tuple[None, Any]:

@@ -79,7 +79,7 @@ def running_average(
     _checks.check_flags(count_nonzero=count_nonzero)
     _checks.check_dtypes(dtype=dtype)
     if of is not None and not isinstance(of, paths.PerLeaf):
-        _checks.check_function_of_one_array("of", of)
+        _checks.check_function("of", of, "of one array, or None", "array")
     quantity = _identity if of is None else of
     estimates = of is not None
 
@@ -157,5 +157,5 @@ def _observe_nonzero(
     return average, RunningAverageState(observations, average)
 
 
-def _read(state: RunningAverageState) -> jax.Array:
+def _read(state: Any) -> jax.Array:
     return state.average

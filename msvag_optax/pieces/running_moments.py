@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, driver, mismatch
-from msvag_optax._trees.rules import Estimator
+from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.quantities import absolute_square, square
 from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh
@@ -56,7 +56,7 @@ def running_moments(
     *,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
-) -> Estimator:
+) -> Piece:
     r"""Estimates mean, second moment and variance of the gradient from its past.
 
     .. math::
@@ -220,14 +220,18 @@ def moments_in(state: RunningMomentsState) -> optax.Updates:
     (rho,) = jax.tree.leaves(state.sum_of_squared_weights)  # Flax NNX boxes what it holds
     return jax.tree.map(
         lambda mean, variance: _read(
-            RunningMomentsState(None, rho, arrays.widen(mean), arrays.widen(variance))
+            state._replace(
+                sum_of_squared_weights=rho,
+                mean=arrays.widen(mean),
+                biased_variance=arrays.widen(variance),
+            )
         ),
         state.mean,
         state.biased_variance,
     )
 
 
-def _read(state: RunningMomentsState) -> Moments:
+def _read(state: Any) -> Moments:
     """The estimate of one leaf, from its averages and the numbers that all leaves share."""
     rho = state.sum_of_squared_weights
     spread = jnp.where(rho < 1, 1 - rho, 1)

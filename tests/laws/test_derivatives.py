@@ -24,7 +24,7 @@ STEPS = 3
 DRIFTS = jnp.asarray([[0.7, -0.4, 0.0], [-0.2, 0.9, 0.0], [0.5, 0.3, 0.0]])
 
 
-def end(tx: optax.GradientTransformation, start: Any, strength: Any = 1.0) -> jax.Array:
+def end(tx, start, strength=1.0):
     """A sum over the parameters after some updates, of which the last has no gradient at all."""
     params = {"w": jnp.asarray([1.0, -0.5, 0.3]) + start, "dead": jnp.asarray([0.2, 0.1])}
     state = tx.init(params)

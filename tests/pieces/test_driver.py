@@ -185,7 +185,7 @@ def test_what_is_no_link(links, named, message):
 
 @pytest.mark.parametrize("argument", ["init", "leaf", "advance", "read"])
 def test_what_makes_no_piece(argument):
-    arguments = {"init": init_zeros, "leaf": fade, argument: 3}
+    arguments = {"init": init_zeros, "leaf": Partial(fade, 0.9), argument: 3}
     with pytest.raises(TypeError, match=f"`{argument}` must be a function.*got 3"):
         mo.piece(**arguments)
 
@@ -219,6 +219,69 @@ def test_each_leaf_gets_its_part_of_an_extra_argument():
     assert updates["b"] == 23
     with pytest.raises(ValueError, match=r"another tree structure.*only the updates have 'b'"):
         tx.update(gradients, tx.init(gradients), factor=1.0, variances={"a": 0.0})
+
+
+def test_a_part_where_there_is_no_gradient_goes_to_no_leaf():
+    tx = mo.optimizer(
+        mo.piece(
+            lambda params: None,
+            lambda part, gradient, state, param: (part * gradient, state),
+            advance=lambda state, extra: (mo.Parts(extra["factors"]), state),
+        ),
+        1.0,
+    )
+    params = {"a": jnp.ones(2), "steps": jnp.asarray(3)}
+    gradients = {"a": jnp.ones(2), "steps": None}
+    factors = {"a": jnp.full(2, 3.0), "steps": jnp.asarray(7)}
+    updates, _ = tx.update(gradients, tx.init(params), params, factors=factors)
+    np.testing.assert_array_equal(updates["a"], -3)
+
+
+def test_an_extra_argument_that_is_missing_is_named():
+    def advance(state, extra):
+        return extra["factor"], state
+
+    tx = mo.piece(lambda params: None, lambda s, g, state, p: (s * g, state), advance=advance)
+    with pytest.raises(TypeError, match="needs the extra argument `factor`"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_count_is_given_to_who_asked_for_it():
+    def counts(**flag):
+        return mo.piece(
+            lambda params: None,
+            lambda count, gradient, state, param: (count * gradient, state),
+            advance=lambda state, extra: (extra["count"], state),
+            **flag,
+        )
+
+    counted = mo.optimizer(counts(needs_count=True), 1.0)
+    _, state = counted.update(PARAMS, counted.init(PARAMS), PARAMS)
+    assert counted.update(PARAMS, state, PARAMS)[0]["bias"][0] == -1
+    for tx in (counts(), mo.optimizer(counts(), 1.0)):
+        with pytest.raises(TypeError, match=r"`count`.*that needs `needs_count=True`"):
+            tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("init", "leaf", "message"),
+    [
+        (lambda p: p["kernel"], fade, "may map over the tree of parameters"),
+        (init_zeros, lambda s, g, state, p: (g, (state, state)), "must return an update and a st"),
+        (lambda p: (init_zeros(p), 0), lambda s, g, state, p: (g, g), "must return an update and"),
+    ],
+)
+def test_a_strangers_mistake_is_named(init, leaf, message):
+    tx = mo.piece(init, Partial(fade, 0.9) if leaf is fade else leaf)
+    with pytest.raises(TypeError, match=message):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("argument", ["leaf", "advance"])
+def test_a_function_of_other_arguments_is_refused_when_built(argument):
+    arguments = {"init": init_zeros, "leaf": Partial(fade, 0.9)} | {argument: lambda x: x}
+    with pytest.raises(TypeError, match=f"`{argument}` must be a function of .*too many positi"):
+        mo.piece(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Where the parts of a leaf are: in trees like the updates, and in a state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from msvag_optax._trees import mismatch
+
+
+@jax.tree_util.register_pytree_node_class
+class Parts:
+    """A tree like the updates among what leaves share, of which each leaf is to get its part."""
+
+    def __init__(self, tree: Any) -> None:
+        """Wraps the tree."""
+        self.tree = tree
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        """A node of JAX's, so that shared values may be mapped over."""
+        return (self.tree,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Any]) -> "Parts":
+        """The inverse."""
+        return cls(*children)
+
+
+@jax.tree_util.register_static
+class Place:
+    """Stands in the place of the parameters, to find where a state has trees like theirs."""
+
+
+def is_place(node: Any) -> bool:
+    """Whether `init` is asked where its trees are, and is given no parameters."""
+    return isinstance(node, Place)
+
+
+class Leaves:
+    """The leaves of a tree of updates, and of other trees what stands in their places."""
+
+    def __init__(self, tree: Any) -> None:
+        """Takes a tree apart."""
+        self.tree = tree
+        self.values, self.treedef = jax.tree.flatten(tree)
+
+    def split(self, other: Any) -> list[Any]:
+        """What stands in the places of the leaves in a tree that has `tree` as a prefix."""
+        try:
+            return self.treedef.flatten_up_to(other)
+        except ValueError:
+            what = "the state or parameters they meet"
+            raise mismatch.structure_mismatch(self.tree, other, what) from None
+
+    def _split_parts(self, other: Any) -> list[Any]:
+        """The same of a tree that may have a part where there is no gradient."""
+        gradients, treedef = jax.tree.flatten(self.tree, is_leaf=lambda node: node is None)
+        try:
+            parts = treedef.flatten_up_to(other)
+        except ValueError:
+            what = "the extra argument"
+            raise mismatch.structure_mismatch(self.tree, other, what) from None
+        return [
+            part for gradient, part in zip(gradients, parts, strict=True) if gradient is not None
+        ]
+
+    def join(self, values: list[Any]) -> Any:
+        return self.treedef.unflatten(values)
+
+    def distribute(self, shared: Any) -> Callable[[int], Any]:
+        """What leaf `i` gets of what is shared: all, but of `Parts` its own."""
+        values, treedef = jax.tree.flatten(shared, is_leaf=lambda x: isinstance(x, Parts))
+        columns = {
+            i: self._split_parts(x.tree) for i, x in enumerate(values) if isinstance(x, Parts)
+        }
+        if not columns:
+            return lambda _: shared
+        return lambda leaf: treedef.unflatten(
+            [columns[i][leaf] if i in columns else value for i, value in enumerate(values)]
+        )
+
+
+class Layout:
+    """Where a state has trees like the parameters', and where numbers that all leaves share."""
+
+    def __init__(self, marked: Any) -> None:
+        nodes, self.treedef = jax.tree.flatten(marked, is_leaf=is_place)
+        self.is_tree = tuple(map(is_place, nodes))
+
+    def split(self, state: Any) -> tuple[list[Any], list[Any]]:
+        slots = self.treedef.flatten_up_to(state)
+        pairs = list(zip(slots, self.is_tree, strict=True))
+        return [x for x, is_tree in pairs if is_tree], [x for x, is_tree in pairs if not is_tree]
+
+    def parts_of_leaf(self, state: Any) -> list[Any] | None:
+        """What a leaf has returned in place of the trees; None if its structure is another."""
+        try:
+            return self.split(state)[0]
+        except ValueError:
+            return None
+
+    def join(self, trees: list[Any], numbers: list[Any]) -> Any:
+        rest_of_trees, rest_of_numbers = iter(trees), iter(numbers)
+        slots = [next(rest_of_trees if is_tree else rest_of_numbers) for is_tree in self.is_tree]
+        return self.treedef.unflatten(slots)
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.is_tree))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and (self.treedef, self.is_tree) == (
+            other.treedef,
+            other.is_tree,
+        )
