@@ -90,15 +90,20 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 class Driver:
     """The `update` of a piece. It keeps for each tree which kernel a leaf gets."""
 
-    def __init__(self, rule: Rule) -> None:
-        """Drives the pieces that follow `rule`."""
-        self.rule = rule
+    def __init__(self, rule: Rule, *, makes_updates: bool = False) -> None:
+        """Drives the pieces that follow `rule`.
+
+        Args:
+          rule: the rule.
+          makes_updates: whether what comes out is to have the shapes and dtypes of the gradients.
+        """
+        self.rule, self.makes_updates = rule, makes_updates
         self._layout: Layout | None = None
         self._plans: dict[Any, list[Callable[..., Any]]] = {}
         self._kernels: dict[Any, Callable[..., Any]] = {}
 
     def __reduce__(self) -> Any:
-        return Driver, (self.rule,)
+        return functools.partial(Driver, makes_updates=self.makes_updates), (self.rule,)
 
     def init(self, params: optax.Params) -> Any:
         """The state, in float32 or wider unless the rule wants another dtype, sharded like it."""
@@ -121,7 +126,10 @@ class Driver:
         trees, numbers = layout.split(state)
         columns = [leaves.split(tree) for tree in trees]
         given = [None] * len(leaves.values) if params is None else leaves.split(params)
-        extra = Extra({**extra_args, WHOLE: (updates, params)})
+        extra = Extra(extra_args)
+        if self.rule.needs_tree:
+            wide = jax.tree.map(arrays.widen, (updates, params)) if self.makes_updates else None
+            extra[WHOLE] = wide or (updates, params)
         shared, numbers = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
         shared_by_leaf = leaves.distribute(shared)
         results = []
@@ -130,10 +138,8 @@ class Driver:
             kept = [column[i] for column in columns]
             try:
                 results.append(kernel(shared_by_leaf(i), gradient, kept, given[i]))
-            except mismatch.LeafMismatchError as error:
-                shape, held, _ = error.args
-                name = jax.tree.leaves(paths.path_names(updates))[i]
-                raise mismatch.LeafMismatchError(shape, held, name) from None
+            except mismatch.LeafError as error:
+                raise error.of(jax.tree.leaves(paths.path_names(updates))[i]) from None
         new_updates = leaves.join([update for update, _ in results])
         kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
         return new_updates, layout.join(kept, layout.split(numbers)[1])
@@ -175,21 +181,21 @@ class Driver:
                 lambda x: jnp.asarray(x) if isinstance(x, float) else x, as_partial(leaf)
             )
         numbers, treedef = jax.tree.flatten(leaf)
-        if all(map(_stands_in_its_module, _functions(treedef))):
-            return functools.partial(_shared_kernel, layout, leaf)
+        if _stand_in_their_modules(treedef):
+            return functools.partial(_shared_kernel, layout, self.makes_updates, leaf)
         if treedef not in self._kernels:
-            self._kernels[treedef] = _own_kernel(layout, treedef)
+            self._kernels[treedef] = _own_kernel(layout, self.makes_updates, treedef)
         return functools.partial(self._kernels[treedef], numbers)
 
 
-def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
-    """What follows a rule, and leaves the count that it may need to whoever calls it."""
-    update = Driver(rule)
-    return optax.GradientTransformationExtraArgs(update.init, update)
-
-
 def _run(
-    layout: Layout, leaf: Partial, shared: Any, gradient: Any, kept: list[Any], param: Any
+    layout: Layout,
+    makes_updates: bool,
+    leaf: Partial,
+    shared: Any,
+    gradient: Any,
+    kept: list[Any],
+    param: Any,
 ) -> tuple[Any, list[Any]]:
     """What becomes of one leaf, in float32 or wider; its state stays in the dtypes that it has."""
     state = layout.join(
@@ -204,6 +210,9 @@ def _run(
             "The `leaf` of a piece must return an update and a state with the structure that it is "
             f"given, {jax.tree.structure(kept)}, got {jax.tree.structure(moved)}."
         )
+    if makes_updates:
+        mismatch.check_is_update(gradient, update)
+        update = arrays.narrow(update, arrays.dtype_of(gradient))
     return update, jax.tree.map(functools.partial(_keep, gradient), kept, moved)
 
 
@@ -212,37 +221,42 @@ def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array
     return arrays.narrow(after, before.dtype) if arrays.is_inexact(before) else after
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _shared_kernel(layout: Layout, leaf: Partial, *arguments: Any) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _shared_kernel(layout: Layout, makes_updates: bool, leaf: Partial, *arguments: Any) -> Any:
     """The kernel of functions that stand in their modules.
 
     One `jit` for all shares its traces: leaves of equal shape are traced and lowered once, and an
     update outside of `jit` costs one launch a leaf. A new decay or epsilon is a new argument, and
     not a new compilation. What it has compiled stays for the life of the process.
     """
-    return _run(layout, leaf, *arguments)
+    return _run(layout, makes_updates, leaf, *arguments)
 
 
-def _own_kernel(layout: Layout, treedef: Any) -> Callable[..., Any]:
+def _own_kernel(layout: Layout, makes_updates: bool, treedef: Any) -> Callable[..., Any]:
     """A kernel for closures, which goes with the piece that holds them."""
 
     @jax.jit
     def kernel(numbers: list[Any], *arguments: Any) -> Any:
-        return _run(layout, treedef.unflatten(numbers), *arguments)
+        return _run(layout, makes_updates, treedef.unflatten(numbers), *arguments)
 
     return kernel
 
 
-def call(function: Partial, *arguments: Any) -> Any:
-    """`function(*arguments)` of what leaves share, compiled if it stands in its module."""
-    if all(map(_stands_in_its_module, _functions(jax.tree.structure(function)))):
-        return _shared_call(function, *arguments)
-    return function(*arguments)
+def compiled(function: Partial) -> Callable[..., Any]:
+    """`function`, of what leaves share, as one kernel if it stands in its module."""
+    if _stand_in_their_modules(jax.tree.structure(function)):
+        return functools.partial(_shared_call, function)
+    return function
 
 
 @jax.jit
 def _shared_call(function: Partial, *arguments: Any) -> Any:
     return function(*arguments)
+
+
+def _stand_in_their_modules(treedef: Any) -> bool:
+    """Whether the functions of all `Partial`s of a tree live as long as the process."""
+    return all(map(_stands_in_its_module, _functions(treedef)))
 
 
 def _functions(treedef: Any) -> Iterator[Callable[..., Any]]:

@@ -11,19 +11,40 @@ from jax.tree_util import GetAttrKey
 from msvag_optax._trees import arrays, paths
 
 
-class LeafMismatchError(ValueError):
-    """An update whose shape is not that of the state it meets."""
+class LeafError(ValueError):
+    """What is wrong with a leaf; whoever knows its name adds it."""
 
-    def __init__(self, shape: tuple[int, ...], kept: tuple[int, ...], name: str = "") -> None:
-        """Says which shapes these are, and of which leaf."""
-        super().__init__(shape, kept, name)
+    sentence = "{name!r}: {what}"
+
+    def __init__(self, what: Any, name: str = "") -> None:
+        """Says what is wrong, and with which leaf."""
+        super().__init__(what, name)
+
+    def of(self, name: str) -> "LeafError":
+        """The same of the leaf of this name."""
+        return type(self)(self.args[0], name)
 
     def __str__(self) -> str:
-        shape, kept, name = self.args
-        return (
-            f"The update of {name!r} has shape {shape}, and what the state holds for it has shape "
-            f"{kept}: `init` was given another parameter, or has made it under other options."
-        )
+        what, name = self.args
+        return self.sentence.format(name=name, what=what)
+
+
+class LeafMismatchError(LeafError):
+    """An update whose shape is not that of the state it meets; `what` has both shapes."""
+
+    sentence = (
+        "The update of {name!r} has shape {what[0]}, and what the state holds for it has shape "
+        "{what[1]}: `init` was given another parameter, or has made it under other options."
+    )
+
+
+class NoUpdateError(LeafError):
+    """What came out has not the gradient's shape; `what` says what it has, and that shape."""
+
+    sentence = (
+        "The update of {name!r} has {what[0]}, its gradient has shape {what[1]}: an estimate is "
+        "made an update by `from_estimates`."
+    )
 
 
 def check_kept(gradient: jax.Array, observed: jax.Array, kept: jax.Array) -> None:
@@ -32,7 +53,7 @@ def check_kept(gradient: jax.Array, observed: jax.Array, kept: jax.Array) -> Non
     What is kept for another parameter might broadcast.
     """
     if observed.shape != kept.shape:
-        raise LeafMismatchError(gradient.shape, kept.shape)
+        raise LeafMismatchError((gradient.shape, kept.shape))
 
 
 def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:
@@ -76,15 +97,12 @@ def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
     return not still
 
 
-def check_is_update(gradients: optax.Updates, index: int, gradient: Any, new: Any) -> None:
+def check_is_update(gradient: Any, new: Any) -> None:
     """Raises unless `new` has the shape of the gradient, as an estimate may not."""
-    if getattr(new, "shape", None) == arrays.shape_of(gradient):
-        return
-    made = f"shape {new.shape}" if hasattr(new, "shape") else f"type {type(new).__name__}"
-    raise ValueError(
-        f"The update of {paths.names(gradients)[index]!r} has {made}, its gradient "
-        f"has shape {jnp.shape(gradient)}: an estimate is made an update by `from_estimates`."
-    )
+    shape = arrays.shape_of(gradient)
+    if getattr(new, "shape", None) != shape:
+        made = f"shape {new.shape}" if hasattr(new, "shape") else f"type {type(new).__name__}"
+        raise NoUpdateError((made, shape))
 
 
 def check_fits_state(
@@ -117,7 +135,7 @@ def check_fits_state(
             name = max((n for n in names if path.endswith(n)), key=len, default=path)
             shapes = dict(zip(names, jax.tree.leaves(updates, is_leaf=paths.is_hole), strict=True))
             shape = getattr(shapes.get(name), "shape", made.shape)
-            raise LeafMismatchError(shape, jnp.shape(kept), name)
+            raise LeafMismatchError((shape, jnp.shape(kept)), name)
 
 
 def check_state_belongs(

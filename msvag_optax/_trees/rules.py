@@ -33,21 +33,29 @@ class OwnCountState(NamedTuple):
     inner_state: Any
 
 
-def from_rule(rule: Rule, *, estimates: bool = False) -> Piece:
-    """The piece that follows a rule."""
+def from_rule(rule: Rule, *, estimates: bool = False, makes_updates: bool = False) -> Piece:
+    """The piece that follows a rule; with `makes_updates`, in the gradients' dtypes."""
     kind = Estimator if estimates else Piece
-    update: Any = _OnOwnCount(rule) if rule.needs_count else driver.Driver(rule)
+    update: Any = driver.Driver(rule, makes_updates=makes_updates)
+    if rule.needs_count:
+        update = _OnOwnCount(update)
     return kind(update.init, update)
+
+
+def on_given_count(rule: Rule) -> optax.GradientTransformationExtraArgs:
+    """What makes updates by a rule, and leaves the count that it may need to whoever calls it."""
+    update = driver.Driver(rule, makes_updates=True)
+    return optax.GradientTransformationExtraArgs(update.init, update)
 
 
 class _OnOwnCount:
     """The `update` of a piece that needs a count, and is given none."""
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule, self._driver = rule, driver.Driver(rule)
+    def __init__(self, inner: driver.Driver) -> None:
+        self.rule, self._driver = inner.rule, inner
 
     def __reduce__(self) -> Any:
-        return _OnOwnCount, (self.rule,)
+        return _OnOwnCount, (self._driver,)
 
     def init(self, params: optax.Params) -> OwnCountState:
         return OwnCountState(jnp.zeros([], jnp.int32), self._driver.init(params))

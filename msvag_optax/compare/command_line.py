@@ -1,14 +1,13 @@
 """The command line: what it takes, what it refuses, and what it leaves behind."""
 
 import argparse
-import contextlib
 import errno
 import functools
 import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 
 from msvag_optax.compare.experiments import EXPERIMENTS, Experiment
+from msvag_optax.compare.files import temporary, write_whole
 from msvag_optax.compare.optimizers import OPTIMIZERS, Optimizer, Settings
 from msvag_optax.compare.picture import draw, render
 from msvag_optax.compare.table import format_table
@@ -183,40 +183,11 @@ def _writable_png(text: str) -> Path:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with _temporary(path) as temporary:
-            temporary.touch(exist_ok=False)
+        with temporary(path) as beside:
+            beside.touch(exist_ok=False)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}.") from None
     return path
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Generator[Path]:
-    """A name beside `path` that nothing else uses, and that is gone in the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, entirely or not at all.
-
-    The bytes go to a temporary file in the same folder, which then takes the place of `path` in one
-    step. Whatever goes wrong, the temporary file is removed and an earlier `path` stays as it was.
-
-    Args:
-      path: the file.
-      content: all of it.
-
-    Raises:
-      OSError: if the folder or the disk refuses.
-    """
-    with _temporary(path) as temporary:
-        with temporary.open("xb") as file:
-            file.write(content)
-        temporary.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver, mismatch
-from msvag_optax._trees.rules import rule_of
+from msvag_optax._trees import arrays, mismatch
+from msvag_optax._trees.rules import on_given_count, rule_of
 from msvag_optax.pieces.chain import chain, check_is_no_estimator
 from msvag_optax.pieces.decay import Exclusions, add_decayed_weights
 from msvag_optax.pieces.rates import scale_by_learning_rate
-from msvag_optax.wrappers.dependable import dependable
+from msvag_optax.wrappers.gradientless import skip_gradientless
 
 
 class OptimizerState(NamedTuple):
@@ -80,7 +80,7 @@ def optimizer(
         rate=scale_by_learning_rate(learning_rate),
     )
     # Not the chain itself, which would count for itself.
-    inner = dependable(driver.transformation(rule_of(links)))
+    inner = skip_gradientless(on_given_count(rule_of(links)))
 
     def init(params: optax.Params) -> OptimizerState:
         return OptimizerState(jnp.zeros([], jnp.int32), inner.init(params))

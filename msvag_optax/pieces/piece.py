@@ -5,7 +5,7 @@ from typing import Any
 
 from msvag_optax import _checks
 from msvag_optax._trees import paths
-from msvag_optax._trees.driver import Extra, Rule
+from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.rules import Piece, from_rule
 
 
@@ -83,17 +83,7 @@ def piece(
     if read is not None:
         _checks.check_function("read", read, "of a state", "state")
     _checks.check_flags(estimates=estimates, needs_count=needs_count)
-    moves = _still if advance is None else advance if needs_count else _without_count(advance)
-    return from_rule(Rule(init, moves, leaf, read, needs_count), estimates=estimates)
-
-
-def _without_count(advance: Callable[[Any, dict[str, Any]], tuple[Any, Any]]) -> Callable[..., Any]:
-    """`advance`, which is not given the count that it has not asked for."""
-
-    def advance_without_count(state: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
-        return advance(state, Extra({k: v for k, v in extra.items() if k != "count"}))
-
-    return advance_without_count
+    return from_rule(Rule(init, advance or _still, leaf, read, needs_count), estimates=estimates)
 
 
 def _still(state: Any, extra: dict[str, Any]) -> tuple[None, Any]:

@@ -97,10 +97,12 @@ def running_average(
         leaf = driver.bind(_observe_nonzero, quantity, weighting.weight)
         return piece(init, leaf, read=_read, estimates=estimates)
 
+    newest = weigh(weighting)
+
     def advance(state: RunningAverageState, extra: dict[str, Any]) -> Any:
         del extra
         observations = arrays.increment(state.observations)
-        return weigh(weighting, observations), state._replace(observations=observations)
+        return newest(observations), state._replace(observations=observations)
 
     observe = _observe_newest if keeps_newest(weighting) else _observe
     leaf = driver.bind(observe, quantity)

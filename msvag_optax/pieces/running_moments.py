@@ -117,11 +117,12 @@ def running_moments(
             biased_variance=jax.tree.map(lambda p: zeros(p.real, nu_dtype), params),
         )
 
+    newest, weigh_all = weigh(weighting), driver.compiled(Partial(_weights))
+
     def advance(state: RunningMomentsState, extra: dict[str, Any]) -> Any:
         del extra
         observations = arrays.increment(state.observations)
-        newest = weigh(weighting, observations)
-        weights = driver.call(Partial(_weights), newest, state.sum_of_squared_weights)
+        weights = weigh_all(newest(observations), state.sum_of_squared_weights)
         return weights, state._replace(
             observations=observations, sum_of_squared_weights=weights.sum_of_squares
         )

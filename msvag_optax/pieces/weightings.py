@@ -62,9 +62,9 @@ def keeps_newest(weighting: Weighting) -> bool:
     return getattr(weighting.weight, "func", None) is _whole_weight
 
 
-def weigh(weighting: Weighting, count: jax.Array) -> jax.Array:
-    """The weight of the newest of `count` observations, once for all leaves."""
-    return driver.call(Partial(weight_at, driver.as_partial(weighting.weight)), count)
+def weigh(weighting: Weighting) -> Callable[[jax.Array], jax.Array]:
+    """The function from a count to the weight of the newest observation, once for all leaves."""
+    return driver.compiled(Partial(weight_at, driver.as_partial(weighting.weight)))
 
 
 def weight_at(weight: Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:

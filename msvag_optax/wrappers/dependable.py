@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from msvag_optax import _checks
 from msvag_optax._trees import rules
 from msvag_optax.wrappers.gradientless import skip_gradientless
 from msvag_optax.wrappers.precision import full_precision
@@ -28,4 +29,9 @@ def dependable(inner: optax.GradientTransformation) -> Any:
     >>> optax.tree.get(tx.init(params), "nu")
     {'steps': None, 'weight': Array([0., 0.], dtype=float32)}
     """
-    return rules.behind(skip_gradientless(full_precision(shard_like_params(inner))), inner)
+    _checks.check_transformation("inner", inner)
+    rule = getattr(inner.update, "rule", None)
+    if rule is None:
+        return skip_gradientless(full_precision(shard_like_params(inner)))
+    piece = rules.from_rule(rule, makes_updates=True)  # sharded, and in float32 or wider, already
+    return rules.behind(skip_gradientless(piece), piece)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, mismatch, rules
+from msvag_optax._trees import arrays, mismatch, paths, rules
 
 
 def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -59,7 +59,10 @@ def _narrow(updates: optax.Updates, gradients: optax.Updates) -> optax.Updates:
     old, treedef = jax.tree.flatten(gradients)
     narrow = []
     for index, (gradient, new) in enumerate(zip(old, treedef.flatten_up_to(updates), strict=True)):
-        mismatch.check_is_update(gradients, index, gradient, new)
+        try:
+            mismatch.check_is_update(gradient, new)
+        except mismatch.NoUpdateError as error:
+            raise error.of(paths.names(gradients)[index]) from None
         narrow.append(arrays.narrow(new, arrays.dtype_of(gradient)))
     return treedef.unflatten(narrow)
 

@@ -195,7 +195,7 @@ def test_many_differences_are_told_in_few_words():
 
 
 def test_error_survives_pickling():
-    error = pickle.loads(pickle.dumps(mismatch.LeafMismatchError((1,), (3,), "bias")))
+    error = pickle.loads(pickle.dumps(mismatch.LeafMismatchError(((1,), (3,)), "bias")))
     assert "'bias' has shape (1,)" in str(error)
 
 
