@@ -80,11 +80,11 @@ def _map_each(change: Callable[[Any], Any], argument: Any) -> Any:
     return change(argument)
 
 
-def as_partial(function: Callable[..., Any]) -> Partial:
+def as_partial(function: Any) -> Any:
     """`function` as a `Partial`, a tree whose leaves are the numbers that are bound."""
-    return (
-        Partial(function) if callable(function) and not isinstance(function, Partial) else function
-    )
+    if isinstance(function, Partial) or not callable(function):  # a static node, that is
+        return function
+    return Partial(function)
 
 
 class Driver:

@@ -83,10 +83,9 @@ def _rule_of_another(transformation: optax.GradientTransformation) -> Rule:
     inner = optax.with_extra_args_support(transformation)
 
     def init(params: optax.Params) -> Any:
+        # Its state is its own, trees and all: to the driver, it is shared.
         if layout.is_place(params):
-            return jnp.zeros(
-                []
-            )  # Its state is its own, trees and all: to the driver, it is shared.
+            return jnp.zeros([])
         return arrays.init_like_params(inner, params)
 
     def advance(state: Any, extra: dict[str, Any]) -> tuple[Parts, Any]:
