@@ -124,8 +124,9 @@ def subtract_decayed_weights(
     return dependable(decayed_weights(weight_decay, decays, sign=-1))
 
 
-def decays_at(exclude: Any, argument: str = "exclude_from_weight_decay") -> paths.PerLeaf:
-    """Which parameters decay, `(name, shape) -> bool`; an error names the `argument`."""
+def decays_at(exclude: Any) -> paths.PerLeaf:
+    """Which parameters decay, by what is excluded: `(name, shape) -> bool`."""
+    argument = "exclude_from_weight_decay"
     if callable(exclude):
         return paths.PerLeaf(lambda name, shape: not exclude(name, shape))
     _checks.check_patterns(argument, exclude)

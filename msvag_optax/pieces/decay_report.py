@@ -12,31 +12,31 @@ from msvag_optax.pieces.decay import Exclusions, decays_at
 
 
 def weight_decay_report(
-    params: optax.Params, exclude: Exclusions = (), *, file: TextIO | None = None
+    params: optax.Params, exclude_from_weight_decay: Exclusions = (), *, file: TextIO | None = None
 ) -> None:
     """Prints which parameters decay, and how many elements that is.
 
     Args:
       params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
-      exclude: regular expressions; a parameter in whose path one is found does not decay. Or a
-        function `(name, shape) -> bool` that says which do not.
+      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
+        not decay. Or a function `(name, shape) -> bool` that says which do not.
       file: where to print; None is the standard output.
 
     Raises:
-      TypeError: if `exclude` is no sequence of strings.
+      TypeError: if `exclude_from_weight_decay` is no sequence of strings.
       ValueError: if a pattern is no regular expression, or is found in no parameter's path.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
     >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3), "steps": jnp.asarray(0)}
-    >>> mo.weight_decay_report(params, exclude=["bias"])
+    >>> mo.weight_decay_report(params, exclude_from_weight_decay=["bias"])
     parameter  elements  weight decay
     bias              3  no
     kernel           12  yes
     steps             1  no (not trained)
     12 of 16 elements decay, in 1 of 3 parameters.
     """
-    decays = decays_at(exclude, "exclude")
+    decays = decays_at(exclude_from_weight_decay)
     decays.check(params)
     trees = paths.path_names(params), params, paths.map_with_name(decays.at, params)
     rows = []

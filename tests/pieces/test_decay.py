@@ -225,7 +225,7 @@ def test_report(capsys, tmp_path):
         "scale": jax.ShapeDtypeStruct((), jnp.float32),
         "steps": jnp.arange(3),
     }
-    mo.weight_decay_report(params, exclude=["bias", "scale"])
+    mo.weight_decay_report(params, exclude_from_weight_decay=["bias", "scale"])
     assert capsys.readouterr().out.splitlines() == [
         "parameter       elements  weight decay",
         "encoder/bias          40  no",
@@ -237,8 +237,8 @@ def test_report(capsys, tmp_path):
     with (tmp_path / "report").open("w") as file:
         mo.weight_decay_report(params, file=file)
     assert "12041 of 12044" in (tmp_path / "report").read_text()
-    with pytest.raises(ValueError, match="`exclude` has the pattern 'x'"):
-        mo.weight_decay_report(params, exclude=["x"])
+    with pytest.raises(ValueError, match="`exclude_from_weight_decay` has the pattern 'x'"):
+        mo.weight_decay_report(params, exclude_from_weight_decay=["x"])
     mo.weight_decay_report({})
     assert "0 of 0 elements" in capsys.readouterr().out
 
