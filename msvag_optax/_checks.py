@@ -42,10 +42,10 @@ def check_number(
       name: the argument, as the caller spells it.
       value: what the caller gave.
       allowed: an interval such as `"[0, 1)"`; a round bracket leaves its end out.
-      schedule: whether a callable is welcome too.
+      schedule: whether a callable is allowed too.
 
     Raises:
-      TypeError: if `value` is no real scalar (nor a schedule where one is welcome).
+      TypeError: if `value` is no real scalar (nor a schedule where one is allowed).
       ValueError: if `value` is outside of the interval; not-a-number is outside of every one.
     """
     if schedule and callable(value):
@@ -139,7 +139,7 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
 
 
 def check_patterns(name: str, value: Any) -> None:
-    """Raises unless `value` is a sequence of regular expressions (a lone string is a slip)."""
+    """Raises unless `value` is a sequence of regular expressions (a lone string is usually a typo)."""
     wanted = f"`{name}` must be a sequence of regular expressions such as ('bias', 'norm')"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{wanted}, got {value!r}.")

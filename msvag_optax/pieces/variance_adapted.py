@@ -26,7 +26,7 @@ def variance_adapted(
 
     where :math:`d` is `direction`, :math:`m_t` the exponential mean of the gradients at decay
     `beta` and :math:`\sigma_t^2` the variance of one gradient (or, with `of_mean`, of :math:`m_t`).
-    Directions that no paper has adapted are welcome: the sign of a momentum, Nesterov's, Lion's.
+    It works with directions that no paper has adapted: the sign of a momentum, Nesterov's, Lion's.
     `variance_adapted(optax.identity())` is SVAG's direction, and with `of_mean` around the
     exponential mean itself it is M-SVAG's. There is no learning rate in it.
 
