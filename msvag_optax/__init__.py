@@ -61,8 +61,8 @@ from msvag_optax.pieces.weightings import exponential as exponential
 from msvag_optax.pieces.weightings import exponential_from_first as exponential_from_first
 from msvag_optax.pieces.weightings import exponential_from_zero as exponential_from_zero
 from msvag_optax.wrappers.dependable import dependable as dependable
+from msvag_optax.wrappers.kept_in import kept_in as kept_in
 from msvag_optax.wrappers.lazy_rows import lazy_rows as lazy_rows
-from msvag_optax.wrappers.precision import kept_in as kept_in
 from msvag_optax.wrappers.sharding import shard_like_params as shard_like_params
 
 _BY_NAME = "`optax.tree.get(state, {!r})`, which needs no class"

@@ -139,7 +139,7 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
 
 
 def check_patterns(name: str, value: Any) -> None:
-    """Raises unless `value` is a sequence of regular expressions (a lone string is usually a typo)."""
+    """Raises unless `value` is a sequence of regular expressions (a string is usually a typo)."""
     wanted = f"`{name}` must be a sequence of regular expressions such as ('bias', 'norm')"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{wanted}, got {value!r}.")

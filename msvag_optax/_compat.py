@@ -33,6 +33,11 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)  # Public under this name in all versions.
 
 
+def is_tracing() -> bool:
+    """Whether an array that is made now is an abstract value."""
+    return is_tracer(jnp.zeros([]))
+
+
 def shard_alike(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x`, which the compiler shards as it shards `like`; both have one shape.
 

@@ -459,7 +459,7 @@ class Normalized(nn.Module):
 
 normalized = few_digits(Normalized())
 shapes = jax.eval_shape(normalized.init, jax.random.key(0))
-mo.weight_decay_report(shapes, exclude=["bias$", "LayerNorm"])
+mo.weight_decay_report(shapes, exclude_from_weight_decay=["bias$", "LayerNorm"])
 
 # %% [markdown]
 # The same network and rate, four lists of exclusions, ever stronger decay. Look at where the lines

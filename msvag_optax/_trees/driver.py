@@ -5,8 +5,7 @@ one kernel a leaf.
 """
 
 import functools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from msvag_optax._trees import arrays, mismatch, paths
+from msvag_optax import _compat
+from msvag_optax._trees import arrays, mismatch, partials, paths
 from msvag_optax._trees.layout import Layout, Leaves, Place
 
 WHOLE = "the whole trees of updates and parameters"  # A key that is no name of an argument.
@@ -49,44 +49,6 @@ class Extra(dict[str, Any]):
         raise TypeError(f"`update` needs the extra argument `{name}`, and was not given it.{hint}")
 
 
-def bind(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`Partial(function, *arguments)`, where `PerLeaf`s are replaced by what a parameter gets.
-
-    Each argument is a function, a tuple or dict of functions, or a static node.
-    """
-    if not any(isinstance(one, paths.PerLeaf) for one in _each(arguments)):
-        return Partial(function, *_map_each(as_partial, arguments))
-
-    def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
-        def choose(one: Any) -> Any:
-            return as_partial(one.at(name, shape) if isinstance(one, paths.PerLeaf) else one)
-
-        return Partial(function, *_map_each(choose, arguments))
-
-    return paths.PerLeaf(at)
-
-
-def _each(argument: Any) -> list[Any]:
-    collected: list[Any] = []
-    _map_each(collected.append, argument)
-    return collected
-
-
-def _map_each(change: Callable[[Any], Any], argument: Any) -> Any:
-    if isinstance(argument, dict):
-        return {key: _map_each(change, one) for key, one in argument.items()}
-    if type(argument) is tuple:
-        return tuple(_map_each(change, one) for one in argument)
-    return change(argument)
-
-
-def as_partial(function: Any) -> Any:
-    """`function` as a `Partial`, a tree whose leaves are the numbers that are bound."""
-    if isinstance(function, Partial) or not callable(function):  # a static node, that is
-        return function
-    return Partial(function)
-
-
 class Driver:
     """The `update` of a piece. It keeps for each tree which kernel a leaf gets."""
 
@@ -99,8 +61,7 @@ class Driver:
         """
         self.rule, self.makes_updates = rule, makes_updates
         self._layout: Layout | None = None
-        self._plans: dict[Any, list[Callable[..., Any]]] = {}
-        self._kernels: dict[Any, Callable[..., Any]] = {}
+        self._plans: dict[Any, list[_Kernel]] = {}
 
     def __reduce__(self) -> Any:
         return functools.partial(Driver, makes_updates=self.makes_updates), (self.rule,)
@@ -123,26 +84,37 @@ class Driver:
         """One step: `advance` once, then one kernel for each leaf."""
         layout = self._layout_of_state()
         leaves = Leaves(updates)
-        trees, numbers = layout.split(state)
+        try:
+            trees, numbers = layout.split(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The state is none that `init` of this piece makes: {error}"
+            ) from None
         columns = [leaves.split(tree) for tree in trees]
         given = [None] * len(leaves.values) if params is None else leaves.split(params)
         extra = Extra(extra_args)
         if self.rule.needs_tree:
             wide = jax.tree.map(arrays.widen, (updates, params)) if self.makes_updates else None
             extra[WHOLE] = wide or (updates, params)
-        shared, numbers = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
+        moved = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
+        shared, numbers = _pair(moved, "advance", "what is shared and a state")
         shared_by_leaf = leaves.distribute(shared)
         results = []
+        as_array = functools.cache(lambda number: jnp.asarray(float(number)))
         kernels = self._plan(leaves, layout)
         for i, (kernel, gradient) in enumerate(zip(kernels, leaves.values, strict=True)):
             kept = [column[i] for column in columns]
+            # Outside of `jit` a number would be converted for each leaf. Its type stays weak.
+            numbers_of_leaf = [as_array(x) if isinstance(x, float) else x for x in kernel.numbers]
             try:
-                results.append(kernel(shared_by_leaf(i), gradient, kept, given[i]))
+                results.append(
+                    kernel.call(numbers_of_leaf, shared_by_leaf(i), gradient, kept, given[i])
+                )
             except mismatch.LeafError as error:
                 raise error.of(jax.tree.leaves(paths.path_names(updates))[i]) from None
         new_updates = leaves.join([update for update, _ in results])
         kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
-        return new_updates, layout.join(kept, layout.split(numbers)[1])
+        return new_updates, layout.join(kept, layout.numbers_of(numbers))
 
     def _layout_of_state(self) -> "Layout":
         if self._layout is None:
@@ -156,36 +128,54 @@ class Driver:
             self._layout = Layout(marked)
         return self._layout
 
-    def _plan(self, leaves: "Leaves", layout: "Layout") -> list[Callable[..., Any]]:
-        """The kernel of each leaf, with the numbers that are bound to it."""
+    def _plan(self, leaves: "Leaves", layout: "Layout") -> "list[_Kernel]":
+        """The kernel of each leaf."""
         leaf = self.rule.leaf
         if not isinstance(leaf, paths.PerLeaf):
-            key = arrays.scalar_dtype()
-            if key not in self._plans:
-                self._plans[key] = [self._kernel(leaf, layout)]
-            return self._plans[key] * len(leaves.values)
+            if None not in self._plans:
+                self._plans[None] = self._kernels([leaf], layout)
+            return self._plans[None] * len(leaves.values)
         shapes = [
-            jax.ShapeDtypeStruct(arrays.shape_of(x), arrays.dtype_of(x)) for x in leaves.values
+            jax.ShapeDtypeStruct(arrays.shape_of(x), arrays.wide_dtype(arrays.dtype_of(x)))
+            for x in leaves.values
         ]
-        key = (leaves.treedef, *((x.shape, x.dtype) for x in shapes), arrays.scalar_dtype())
-        if key not in self._plans:
-            names = jax.tree.leaves(paths.path_names(leaves.tree))
-            chosen = [leaf.at(name, shape) for name, shape in zip(names, shapes, strict=True)]
-            self._plans[key] = [self._kernel(one, layout) for one in chosen]
-        return self._plans[key]
+        key = (leaves.treedef, *((x.shape, x.dtype) for x in shapes))
+        if key in self._plans:
+            return self._plans[key]
+        names = jax.tree.leaves(paths.path_names(leaves.tree))
+        plan = self._kernels(
+            [leaf.at(name, shape) for name, shape in zip(names, shapes, strict=True)], layout
+        )
+        if not _compat.is_tracing():  # What was chosen while tracing may hold a tracer.
+            self._plans[key] = plan
+        return plan
 
-    def _kernel(self, leaf: Callable[..., Any], layout: "Layout") -> Callable[..., Any]:
-        # Numbers would be converted for each leaf, outside of `jit`. Their type stays weak.
-        with jax.ensure_compile_time_eval():
-            leaf = jax.tree.map(
-                lambda x: jnp.asarray(x) if isinstance(x, float) else x, as_partial(leaf)
-            )
-        numbers, treedef = jax.tree.flatten(leaf)
-        if _stand_in_their_modules(treedef):
-            return functools.partial(_shared_kernel, layout, self.makes_updates, leaf)
-        if treedef not in self._kernels:
-            self._kernels[treedef] = _own_kernel(layout, self.makes_updates, treedef)
-        return functools.partial(self._kernels[treedef], numbers)
+    def _kernels(self, leaves: list[Any], layout: "Layout") -> "list[_Kernel]":
+        own: dict[Any, Callable[..., Any]] = {}
+        kernels = []
+        for leaf in map(partials.as_partial, leaves):
+            numbers, treedef = jax.tree.flatten(leaf)
+            if partials.stand_in_their_modules(treedef):
+                call = functools.partial(_shared_kernel, layout, self.makes_updates, treedef)
+            else:
+                if treedef not in own:
+                    own[treedef] = _own_kernel(layout, self.makes_updates, treedef)
+                call = own[treedef]
+            kernels.append(_Kernel(call, numbers))
+        return kernels
+
+
+class _Kernel(NamedTuple):
+    """What is called for a leaf, and the numbers that are bound to its functions."""
+
+    call: Callable[..., Any]
+    numbers: list[Any]
+
+
+def _pair(returned: Any, function: str, wanted: str) -> tuple[Any, Any]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"The `{function}` of a piece must return {wanted}, got {returned!r}.")
+    return returned
 
 
 def _run(
@@ -203,7 +193,8 @@ def _run(
         [None] * (len(layout.is_tree) - len(kept)),
     )
     param = None if param is None else arrays.widen(param)
-    update, state = leaf(shared, arrays.widen(gradient), state, param)
+    returned = leaf(shared, arrays.widen(gradient), state, param)
+    update, state = _pair(returned, "leaf", "an update and a state")
     moved = layout.parts_of_leaf(state)
     if jax.tree.structure(moved) != jax.tree.structure(kept):
         raise TypeError(
@@ -217,19 +208,22 @@ def _run(
 
 
 def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+    after = jnp.asarray(after)
     mismatch.check_kept(gradient, after, before)
     return arrays.narrow(after, before.dtype) if arrays.is_inexact(before) else after
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _shared_kernel(layout: Layout, makes_updates: bool, leaf: Partial, *arguments: Any) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _shared_kernel(
+    layout: Layout, makes_updates: bool, treedef: Any, numbers: list[Any], *arguments: Any
+) -> Any:
     """The kernel of functions that stand in their modules.
 
     One `jit` for all shares its traces: leaves of equal shape are traced and lowered once, and an
     update outside of `jit` costs one launch a leaf. A new decay or epsilon is a new argument, and
     not a new compilation. What it has compiled stays for the life of the process.
     """
-    return _run(layout, makes_updates, leaf, *arguments)
+    return _run(layout, makes_updates, treedef.unflatten(numbers), *arguments)
 
 
 def _own_kernel(layout: Layout, makes_updates: bool, treedef: Any) -> Callable[..., Any]:
@@ -240,37 +234,6 @@ def _own_kernel(layout: Layout, makes_updates: bool, treedef: Any) -> Callable[.
         return _run(layout, makes_updates, treedef.unflatten(numbers), *arguments)
 
     return kernel
-
-
-def compiled(function: Partial) -> Callable[..., Any]:
-    """`function`, of what leaves share, as one kernel if it stands in its module."""
-    if _stand_in_their_modules(jax.tree.structure(function)):
-        return functools.partial(_shared_call, function)
-    return function
-
-
-@jax.jit
-def _shared_call(function: Partial, *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-def _stand_in_their_modules(treedef: Any) -> bool:
-    """Whether the functions of all `Partial`s of a tree live as long as the process."""
-    return all(map(_stands_in_its_module, _functions(treedef)))
-
-
-def _functions(treedef: Any) -> Iterator[Callable[..., Any]]:
-    """The functions of all `Partial`s of a tree."""
-    data = treedef.node_data()
-    if data and isinstance(data[0], type) and issubclass(data[0], Partial):
-        yield data[1]
-    for child in treedef.children():
-        yield from _functions(child)
-
-
-def _stands_in_its_module(function: Callable[..., Any]) -> bool:
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    return getattr(module, getattr(function, "__qualname__", ""), None) is function
 
 
 def _shard_like(x: Any, param: Any) -> Any:

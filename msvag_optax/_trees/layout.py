@@ -95,9 +95,20 @@ class Layout:
     def parts_of_leaf(self, state: Any) -> list[Any] | None:
         """What a leaf has returned in place of the trees; None if its structure is another."""
         try:
-            return self.split(state)[0]
-        except ValueError:
+            parts, numbers = self.split(state)
+        except (TypeError, ValueError):
             return None
+        return parts if all(number is None for number in numbers) else None
+
+    def numbers_of(self, state: Any) -> list[Any]:
+        """What `advance` has returned in place of the numbers."""
+        try:
+            return self.split(state)[1]
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "The `advance` of a piece must return a state with the structure that it is given: "
+                f"{error}"
+            ) from None
 
     def join(self, trees: list[Any], numbers: list[Any]) -> Any:
         rest_of_trees, rest_of_numbers = iter(trees), iter(numbers)

@@ -18,8 +18,8 @@ class PerLeaf(NamedTuple):
     """A function that is chosen for each parameter by its name and shape.
 
     Attributes:
-      at: chooses it, `(name, shape) -> function`, where `shape` is a `jax.ShapeDtypeStruct`. It is
-        asked once for a tree.
+      at: chooses it, `(name, shape) -> function`, where `shape` is a `jax.ShapeDtypeStruct` of
+        float32 or wider. It is asked in `init`, and once for a tree in `update`.
       check: raises in `init` if the choice does not fit a tree of parameters.
 
     >>> import jax.numpy as jnp

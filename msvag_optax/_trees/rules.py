@@ -70,10 +70,10 @@ class _OnOwnCount:
 
 def rule_of(transformation: optax.GradientTransformation) -> Rule:
     """The rule of a piece; of any other transformation, that it is given whole trees."""
-    update: Any = transformation.update
-    rule = getattr(update, "rule", None)
-    if not isinstance(rule, Rule):
+    if not is_piece(transformation):
         return _rule_of_another(transformation)
+    update: Any = transformation.update
+    rule = update.rule
     if transformation.init != update.init:  # Somebody has replaced it.
         return rule._replace(init=transformation.init)
     return rule
@@ -116,10 +116,19 @@ def combined(
     return Rule(init, advance, leaf, read, needs_count, needs_tree)
 
 
-def behind(face: optax.GradientTransformationExtraArgs, piece: optax.GradientTransformation) -> Any:
+def behind(face: optax.GradientTransformationExtraArgs, piece: Piece, rule: Rule) -> Piece:
     """`face`, a wrapper of `piece`, which gives the piece's own rule where pieces are combined."""
-    rule = getattr(piece.update, "rule", None)
-    return face if rule is None else type(piece)(face.init, _Face(face, rule))
+    return type(piece)(face.init, _Face(face, rule))
+
+
+def is_wrapped(piece: optax.GradientTransformation) -> bool:
+    """Whether a piece bears gradientless leaves and gives updates in the gradients' dtypes."""
+    return isinstance(piece.update, _Face)
+
+
+def is_piece(transformation: optax.GradientTransformation) -> bool:
+    """Whether a transformation has a rule of its own."""
+    return isinstance(getattr(transformation.update, "rule", None), Rule)
 
 
 class _Face:

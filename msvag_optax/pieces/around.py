@@ -8,7 +8,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver
+from msvag_optax._trees import arrays, partials
 from msvag_optax._trees.rules import Estimator, Piece, combined, from_rule, rule_of
 from msvag_optax.pieces.weightings import bias_correction
 
@@ -62,6 +62,8 @@ def running_max(
     inner = rule_of(estimator)
 
     def init(params: optax.Params) -> RunningMaxState:
+        if not jax.tree.leaves(params):
+            return RunningMaxState(params, inner.init(params))
         # The estimate of zeros has the shapes, dtypes and shardings of any estimate.
         zeros = jax.tree.map(arrays.zeros_like, params)
         estimate, _ = estimator.update(zeros, estimator.init(params), zeros)
@@ -74,7 +76,7 @@ def running_max(
         shared, inner_state = inner.advance(state.inner_state, extra)
         return shared, state._replace(inner_state=inner_state)
 
-    leaf = driver.bind(_keep_larger, inner.leaf)
+    leaf = partials.bind(_keep_larger, inner.leaf)
     rule = combined([inner], init, advance, leaf, _read_maximum)
     return from_rule(rule, estimates=True)
 
@@ -154,7 +156,7 @@ def bias_corrected(estimator: optax.GradientTransformation, decay: jax.typing.Ar
         weight = bias_correction(decay, state.observations)
         return _correct(jnp.where(weight > 0, weight, 1), inner.read(state.inner_state))
 
-    leaf = driver.bind(_observe_corrected, inner.leaf)
+    leaf = partials.bind(_observe_corrected, inner.leaf)
     rule = combined([inner], init, advance, leaf, read if inner.read else None)
     return from_rule(rule, estimates=isinstance(estimator, Estimator))
 
@@ -197,14 +199,14 @@ def before(estimator: Piece) -> Piece:
     """
     _checks.check_transformation("estimator", estimator)
     inner = rule_of(estimator)
-    if inner.read is None:
-        raise TypeError(f"`estimator` must be a piece with a `read`, got {estimator!r}.")
+    if inner.read is None or inner.needs_tree:
+        raise TypeError("`estimator` must be a piece with a `read`, made of pieces alone.")
 
     def advance(numbers: Any, extra: dict[str, Any]) -> Any:
         shared, moved = inner.advance(numbers, extra)
         return (numbers, shared), moved
 
-    leaf = driver.bind(_read_then_observe, inner.leaf, inner.read)
+    leaf = partials.bind(_read_then_observe, inner.leaf, inner.read)
     rule = combined([inner], inner.init, advance, leaf)
     return from_rule(rule, estimates=isinstance(estimator, Estimator))
 

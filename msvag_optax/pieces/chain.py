@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver, layout
+from msvag_optax._trees import arrays, driver, layout, partials
 from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.layout import Parts
 from msvag_optax._trees.rules import Estimator, Piece, combined, from_rule, rule_of
@@ -104,7 +104,7 @@ def _chained(rules: Sequence[Rule], names: Sequence[str]) -> Rule:
         return _Shared(part, shared), join(states)
 
     keys = _Keys(tuple(names[start:] or range(start, len(rules))))
-    leaf = driver.bind(_in_turn, keys, tuple(rule.leaf for rule in run))
+    leaf = partials.bind(_in_turn, keys, tuple(rule.leaf for rule in run))
     rule = combined(rules, init, advance, leaf)
     return rule._replace(needs_tree=start > 0 or rules[0].needs_tree)
 

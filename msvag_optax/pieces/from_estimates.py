@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import driver
+from msvag_optax._trees import partials
 from msvag_optax._trees.rules import Piece, combined, from_rule, rule_of
 
 
@@ -75,7 +75,7 @@ def from_estimates(
         return shared, FromEstimatesState({name: state for name, (_, state) in pairs.items()})
 
     leaves = {name: rule.leaf for name, rule in rules.items()}
-    leaf = driver.bind(_read, formula, leaves)
+    leaf = partials.bind(_read, formula, leaves)
     return from_rule(combined([*rules.values()], init, advance, leaf))
 
 

@@ -34,8 +34,8 @@ def piece(
     Args:
       init: makes the state from parameters, which are float32 or wider. It may map over their tree,
         by `jax.tree.map`, and look at nothing else of it. What is mapped belongs to leaves; all
-        else is shared. Each array keeps the dtype that it has here. No array may stand in it
-        twice: a donated state is updated in place.
+        else is shared. Each array of a leaf keeps the dtype that it has here. No array may stand in
+        it twice: a donated state is updated in place.
       leaf: what becomes of one leaf, `(shared, gradient, state, param) -> (update, state)`, in
         arrays of float32 or wider. The state has the part of this leaf in place of each tree, and
         None in place of what is shared; `param` is None where `update` was given no parameters. A

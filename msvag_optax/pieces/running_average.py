@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver, mismatch, paths
+from msvag_optax._trees import arrays, mismatch, partials, paths
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh, weight_at
@@ -84,7 +84,7 @@ def running_average(
     estimates = of is not None
 
     def init(params: optax.Params) -> RunningAverageState:
-        if isinstance(of, paths.PerLeaf):
+        if isinstance(of, paths.PerLeaf) and jax.tree.leaves(params):
             of.check(params)
         average = paths.map_with_name(lambda name, p: _zeros(quantity, name, p, dtype), params)
         if count_nonzero:
@@ -94,7 +94,7 @@ def running_average(
         return RunningAverageState(observations, average)
 
     if count_nonzero:
-        leaf = driver.bind(_observe_nonzero, quantity, weighting.weight)
+        leaf = partials.bind(_observe_nonzero, quantity, weighting.weight)
         return piece(init, leaf, read=_read, estimates=estimates)
 
     newest = weigh(weighting)
@@ -105,7 +105,7 @@ def running_average(
         return newest(observations), state._replace(observations=observations)
 
     observe = _observe_newest if keeps_newest(weighting) else _observe
-    leaf = driver.bind(observe, quantity)
+    leaf = partials.bind(observe, quantity)
     return piece(init, leaf, advance=advance, read=_read, estimates=estimates)
 
 

@@ -8,7 +8,7 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, driver, mismatch
+from msvag_optax._trees import arrays, mismatch, partials
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.quantities import absolute_square, square
@@ -117,7 +117,7 @@ def running_moments(
             biased_variance=jax.tree.map(lambda p: zeros(p.real, nu_dtype), params),
         )
 
-    newest, weigh_all = weigh(weighting), driver.compiled(Partial(_weights))
+    newest, weigh_all = weigh(weighting), partials.compiled(Partial(_weights))
 
     def advance(state: RunningMomentsState, extra: dict[str, Any]) -> Any:
         del extra
@@ -138,7 +138,7 @@ class _Weights(NamedTuple):
     """
 
     newest: jax.Array  # w
-    over_older: jax.Array  # 1 / (1 - w), or 0 where nothing is older
+    over_root_of_older: jax.Array  # 1 / sqrt(1 - w), or 0 where nothing is older
     sum_of_squares: jax.Array  # rho
     unbias: jax.Array  # 1 / (1 - rho), or 0 where one observation holds all the weight
     unbias_of_mean: jax.Array  # rho / (1 - rho), likewise
@@ -153,7 +153,7 @@ def _weights(newest: jax.Array, sum_of_squares: jax.Array) -> _Weights:
     over_spread = jnp.where(spread > 0, spread, 1)
     return _Weights(
         newest=newest,
-        over_older=jnp.where(older > 0, 1, 0) / jnp.where(older > 0, older, 1),
+        over_root_of_older=jnp.where(older > 0, 1, 0) / jnp.sqrt(jnp.where(older > 0, older, 1)),
         sum_of_squares=sum_of_squares,
         unbias=jnp.where(spread > 0, 1, 0) / over_spread,
         unbias_of_mean=jnp.where(spread > 0, sum_of_squares, 0) / over_spread,
@@ -171,8 +171,8 @@ def _observe(
     # compiler that updates it in place has to copy it first.
     distance = gradient - mean
     weights = jax.tree.map(lambda w: w.astype(arrays.real_dtype(mean.dtype)), weights)
-    # No infinity meets a zero: where nothing is older, the distance is 0.
-    squared_distance = arrays.saturate(absolute_square(distance) * weights.over_older)
+    # Scaled before it is squared, so that 0 times infinity is avoided where nothing is older.
+    squared_distance = arrays.saturate(absolute_square(distance * weights.over_root_of_older))
     variance = arrays.lerp(state.biased_variance, squared_distance, weights.newest)
     moments = _moments(mean, variance, weights.unbias, weights.unbias_of_mean)
     return moments, state._replace(mean=mean, biased_variance=variance)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import driver
+from msvag_optax._trees import partials
 from msvag_optax._trees.arrays import scalar_dtype
 
 
@@ -64,7 +64,7 @@ def keeps_newest(weighting: Weighting) -> bool:
 
 def weigh(weighting: Weighting) -> Callable[[jax.Array], jax.Array]:
     """The function from a count to the weight of the newest observation, once for all leaves."""
-    return driver.compiled(Partial(weight_at, driver.as_partial(weighting.weight)))
+    return partials.compiled(Partial(weight_at, partials.as_partial(weighting.weight)))
 
 
 def weight_at(weight: Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:

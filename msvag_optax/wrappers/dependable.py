@@ -30,8 +30,9 @@ def dependable(inner: optax.GradientTransformation) -> Any:
     {'steps': None, 'weight': Array([0., 0.], dtype=float32)}
     """
     _checks.check_transformation("inner", inner)
-    rule = getattr(inner.update, "rule", None)
-    if rule is None:
+    if not rules.is_piece(inner):
         return skip_gradientless(full_precision(shard_like_params(inner)))
-    piece = rules.from_rule(rule, makes_updates=True)  # sharded, and in float32 or wider, already
-    return rules.behind(skip_gradientless(piece), piece)
+    # A piece is sharded, and computes in float32 or wider, already.
+    rule, estimates = rules.rule_of(inner), isinstance(inner, rules.Estimator)
+    piece = rules.from_rule(rule, estimates=estimates, makes_updates=True)
+    return rules.behind(skip_gradientless(piece), piece, rule)

@@ -50,6 +50,7 @@ def assert_derivative(f: Callable[[Any], jax.Array], x: float, rtol: float = 1e-
         return jax.vmap(f)(x + h * jnp.arange(5)), jax.grad(f)(x), forward
 
     values, reverse, forward = values_and_derivatives(jnp.asarray(x))
+    assert np.isfinite(values).all()
     np.testing.assert_allclose([reverse, forward], weights @ values / h, rtol=rtol, atol=1e-7)
 
 

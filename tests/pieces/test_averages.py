@@ -339,3 +339,9 @@ def test_mismatched_shape_names_the_leaf():
     state = estimator.init({"a": jnp.ones(3), "b": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"update of .b. has shape \(1,\), .* shape \(3,\)"):
         estimator.update({"a": jnp.ones(3), "b": jnp.ones(1)}, state)
+
+
+def test_a_correction_that_overflows_saturates():
+    average = mo.running_average(mo.exponential_from_zero(0.9), of=mo.square)
+    estimates, _ = run(mo.bias_corrected(average, 0.9), jnp.full((20, 3), 1e30))
+    assert np.isfinite(estimates).all()

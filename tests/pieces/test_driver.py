@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 import msvag_optax as mo
-from tests.meshes import mesh_of
+from tests.meshes import KINDS, entered, mesh_of
 
 RATE = optax.linear_schedule(0.1, 0.0, 100)
 DECAY = {"weight_decay": 1e-2, "exclude_from_weight_decay": ["bias"]}
@@ -384,3 +384,104 @@ def test_closures_go_with_their_piece():
         del tx, held
     gc.collect()
     assert sum(reference() is not None for reference in alive) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("tx", [mo.momentum(0.9), mo.adamw(0.1)], ids=["momentum", "adamw"])
+def test_an_optimizer_goes_from_mesh_to_mesh(tx, kind):
+    """What it has planned for one must not hold it there."""
+
+    def step(params):
+        return tx.update(params, tx.init(params), params)[0]
+
+    devices = jax.devices()
+    for part in (devices, devices[4:]):
+        mesh = jax.make_mesh((len(part),), ("x",), axis_types=(kind,), devices=part)
+        params = jax.device_put(jnp.ones(8), NamedSharding(mesh, P("x")))
+        for run in (step, jax.jit(step)):
+            with entered(mesh):
+                assert jnp.isfinite(run(params)).all()
+    assert step(jax.device_put(jnp.ones(8), devices[3])).devices() == {devices[3]}
+
+
+def test_nothing_is_computed_or_sent_while_a_step_is_planned():
+    tx = mo.adamw(0.1)
+    state = tx.init(PARAMS)
+    with jax.transfer_guard("disallow"):
+        jax.jit(mo.adamw(0.1).update)(PARAMS, state, PARAMS)
+    mesh = jax.sharding.AbstractMesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        shape = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+        made = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p)[0], shape)
+    assert made.shape == (8,)
+
+
+def test_what_is_chosen_while_tracing_is_not_kept():
+    def scaled(name, shape):
+        factor = jnp.sqrt(float(len(shape.shape) + 1))
+        return lambda gradient: factor * gradient
+
+    tx = mo.running_average(mo.exponential(0.9), of=mo.PerLeaf(scaled))
+    state = tx.init(PARAMS)
+    jitted, _ = jax.jit(tx.update)(PARAMS, state)
+    eager, _ = tx.update(PARAMS, state)
+    np.testing.assert_allclose(jitted["bias"], eager["bias"])
+
+
+def test_a_choice_does_not_depend_on_the_gradients_precision():
+    def by_dtype(name, shape):
+        return mo.square if shape.dtype == jnp.float32 else mo.layer_square_norm()
+
+    def check(params):
+        assert set(params) == {"kernel", "bias"}
+
+    tx = mo.running_average(mo.exponential(0.9), of=mo.PerLeaf(by_dtype, check))
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    estimates, _ = tx.update(params, tx.init(params))
+    assert estimates["bias"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        lambda: mo.bias_corrected(optax.trace(0.9), 0.9),
+        lambda: mo.from_estimates(lambda gradient, d: d * d, d=optax.trace(0.9)),
+        lambda: mo.chain(mo.momentum(0.9), optax.scale(2.0)),
+    ],
+    ids=["corrected", "read", "chained"],
+)
+def test_a_maximum_of_what_optax_makes(estimator):
+    tx = mo.running_max(estimator())
+    state = tx.init(PARAMS)
+    for gradients in (PARAMS, jax.tree.map(jnp.negative, PARAMS)):
+        largest, state = tx.update(gradients, state)
+    expected, _ = estimator().update(PARAMS, estimator().init(PARAMS))
+    np.testing.assert_allclose(largest["bias"], expected["bias"], rtol=1e-6)
+    with pytest.raises(TypeError, match="made of pieces alone"):
+        mo.before(tx)
+
+
+@pytest.mark.parametrize(
+    ("advance", "leaf", "message"),
+    [
+        (lambda state, extra: state, None, "`advance` of a piece must return what is shared and"),
+        (lambda state, extra: (None, {"n": 0}), None, "`advance` of a piece must return a state"),
+        (None, lambda s, g, state, p: g, "`leaf` of a piece must return an update and a state"),
+        (None, lambda s, g, state, p: (g, state | {"n": 7}), "with the structure that it is"),
+        (None, lambda s, g, state, p: (g, state | {"m": 0.0}), r"'bias' has shape .*\(\)|bias"),
+    ],
+)
+def test_what_a_piece_returns_is_checked(advance, leaf, message):
+    tx = mo.piece(
+        lambda params: {"n": jnp.zeros([], jnp.int32), "m": init_zeros(params)},
+        leaf or (lambda s, g, state, p: (g, state)),
+        advance=advance,
+    )
+    with pytest.raises((TypeError, ValueError), match=message):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_the_state_of_another_piece_is_refused():
+    state = mo.running_average(mo.exponential(0.9)).init(PARAMS)
+    with pytest.raises(ValueError, match="The state is none that `init` of this piece makes"):
+        mo.momentum(0.9).update(PARAMS, state)

@@ -113,3 +113,8 @@ def test_readings_of_the_same_moments():
 
 def test_saturate_leaves_complex_alone():
     np.testing.assert_array_equal(mo.saturate(jnp.asarray([1j])), [1j])
+
+
+@pytest.mark.parametrize("variance", [0.0, 1.0])
+def test_factor_is_zero_without_a_mean(variance):
+    assert mo.variance_adaptation_factor(jnp.asarray(0.0), jnp.asarray(variance)) == 0

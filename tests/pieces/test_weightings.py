@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
+from tests.support import float64
 
 DECAYS = [0.0, 0.3, 0.9, 0.999]
 
@@ -90,3 +91,13 @@ def test_weighting_is_no_schedule():
 def test_decay_out_of_range(factory, decay):
     with pytest.raises(ValueError, match=r"`decay` must be a number in \[0, 1\), got"):
         factory(decay)
+
+
+@pytest.mark.parametrize("count_nonzero", [False, True])
+def test_a_weighting_of_ones_own_is_as_wide_as_jax(count_nonzero):
+    """A count of int32 makes a weight of float32, also where JAX has float64."""
+    with float64():
+        weighting = mo.Weighting(lambda count: 1 / (count + 2))
+        average = mo.running_average(weighting, None, count_nonzero)
+        estimate, _ = average.update(jnp.ones(2), average.init(jnp.ones(2)))
+        np.testing.assert_allclose(estimate, 1 / 3, rtol=1e-15)

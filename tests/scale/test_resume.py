@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS, KILLS = 400, 12
+STEPS, KILLS = 400, 8
 
 # Saves at every fifth step, so that most kills meet a checkpoint that is being written.
 EXAMPLE = f"""

@@ -23,23 +23,13 @@ WHOLE = {
     "bias": np.random.default_rng(1).normal(size=8).astype(np.float32),
 }
 
+# Averages, a factored second moment, a number a layer, several links, numbers of the whole tree.
 OPTAX = {
-    "adabelief": optax.adabelief(0.1),
     "adafactor": optax.adafactor(0.1),
-    "adagrad": optax.adagrad(0.1),
     "adam": optax.adam(0.1),
-    "adamw": optax.adamw(0.1),
-    "adan": optax.adan(0.1),
-    "amsgrad": optax.amsgrad(0.1),
-    "lamb": optax.lamb(0.1),
-    "lars": optax.lars(0.1),
-    "lion": optax.lion(0.1),
     "muon": optax.contrib.muon(0.1),
     "novograd": optax.novograd(0.1),
     "prodigy": optax.contrib.prodigy(0.1),
-    "rmsprop": optax.rmsprop(0.1, momentum=0.9),
-    "sgd": optax.sgd(0.1, momentum=0.9),
-    "yogi": optax.yogi(0.1),
 }
 OURS = {
     "dependable": mo.dependable,
@@ -117,8 +107,8 @@ def test_somebody_has_to_shard_optax_s_state():
     """Of each optimizer of optax, `jit(init)` puts some array on all devices."""
     params = params_on(mesh_of({"devices": 8}, AxisType.Auto))
     replicated = []
-    for name in ("adam", "lion", "sgd"):
-        state = jax.jit(OPTAX[name].init)(params)
+    for tx in (optax.adam(0.1), optax.lion(0.1), optax.sgd(0.1, momentum=0.9)):
+        state = jax.jit(tx.init)(params)
         replicated += [x.sharding.is_fully_replicated for x in jax.tree.leaves(state) if x.shape]
     assert any(replicated), (
         "JAX or optax shards the state by itself now. Then `shard_like_params` may go, in "
@@ -154,9 +144,8 @@ def test_optax_s_wrappers_keep_our_state_sharded(tx, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
-def test_what_a_wrapper_accumulates_is_sharded(inner):
-    accumulating = optax.MultiSteps(inner, 2).gradient_transformation()
+def test_what_a_wrapper_accumulates_is_sharded():
+    accumulating = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
     check(mo.shard_like_params(accumulating), AxisType.Auto, jit=True)
     with pytest.raises(AssertionError, match="but the parameter has"):
         check(accumulating, AxisType.Auto, jit=True)  # if this passes, see above

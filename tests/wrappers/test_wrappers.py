@@ -287,3 +287,26 @@ def test_lazy_rows_do_not_count_where_nothing_was_seen():
         optax.tree.get(state, "second_moment").observations, [[1, 0], [0, 0]]
     )
     np.testing.assert_array_equal(optax.tree.get(state, "momentum").average[1], [0.0, 0.0])
+
+
+def test_kept_in_keeps_the_digits_of_what_all_leaves_share():
+    tx = mo.kept_in(mo.running_moments(mo.exponential(0.9)), jnp.bfloat16)
+    _, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+    assert state.mean.dtype == state.biased_variance.dtype == jnp.bfloat16
+    assert state.sum_of_squared_weights.dtype == jnp.float32
+
+
+def test_kept_in_and_dependable_are_the_same_transformation():
+    """What a chain bears is borne, and an init that was replaced is used."""
+    chain = mo.kept_in(mo.chain(mo.momentum(0.9)), jnp.bfloat16)
+    params = {"w": jnp.ones(2, jnp.bfloat16), "n": jnp.asarray(3)}
+    gradients = {"w": params["w"], "n": np.zeros((), jax.dtypes.float0)}
+    updates, _ = chain.update(gradients, chain.init(params), params)
+    assert updates["w"].dtype == jnp.bfloat16
+
+    def from_ones(params):
+        return optax.TraceState(jax.tree.map(jnp.ones_like, params))
+
+    replaced = mo.momentum(0.9)._replace(init=from_ones)
+    for tx in (mo.dependable(replaced), mo.kept_in(replaced, jnp.bfloat16)):
+        assert jax.tree.leaves(tx.init({"w": jnp.zeros(1)})) == [1]
