@@ -1,7 +1,7 @@
 """Quantities: what an average averages, a function of the gradient of one leaf.
 
 Squares and sums that would overflow stop at the largest float, so that a finite gradient never
-makes an infinite moment; an infinity or NaN in the gradient itself passes through, and is seen in
+makes an infinite average; an infinity or NaN in the gradient itself passes through, and is seen in
 the update.
 """
 

@@ -46,7 +46,7 @@ def kept_in(
     if dtype is None:
         return inner
 
-    def keep(init: optax.TransformInitFn, state: optax.OptState) -> optax.OptState:
+    def keep(init: Any, state: optax.OptState) -> optax.OptState:
         # What is shared, such as a sum of weights, is a number or two: it keeps its digits.
         return optax.tree.map_params(
             init,
