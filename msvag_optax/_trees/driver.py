@@ -209,6 +209,8 @@ def _run(
 
 def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
     after = jnp.asarray(after)
+    if after.shape != before.shape and before.shape == gradient.shape:
+        raise mismatch.ReturnedStateError((after.shape, before.shape))
     mismatch.check_kept(gradient, after, before)
     return arrays.narrow(after, before.dtype) if arrays.is_inexact(before) else after
 

@@ -38,6 +38,15 @@ class LeafMismatchError(LeafError):
     )
 
 
+class ReturnedStateError(LeafError):
+    """A state that a leaf has returned in another shape; `what` has that shape and its own."""
+
+    sentence = (
+        "For {name!r} the `leaf` of a piece has returned a state of shape {what[0]}, and was given "
+        "one of shape {what[1]}."
+    )
+
+
 class NoUpdateError(LeafError):
     """What came out has not the gradient's shape; `what` says what it has, and that shape."""
 

@@ -46,7 +46,8 @@ def optimizer(
     whole optimizer is one kernel a leaf.
 
     Args:
-      direction: a piece, a transformation of optax's, or a `chain` of both.
+      direction: a piece, a transformation of optax's, or a `chain` of both. It points uphill, as a
+        gradient does, and is subtracted: `optax.scale_by_adam()`, say, and not `optax.adam(0.1)`.
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: regular expressions, searched in paths such as

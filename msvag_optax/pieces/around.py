@@ -200,7 +200,9 @@ def before(estimator: Piece) -> Piece:
     _checks.check_transformation("estimator", estimator)
     inner = rule_of(estimator)
     if inner.read is None or inner.needs_tree:
-        raise TypeError("`estimator` must be a piece with a `read`, made of pieces alone.")
+        raise TypeError(
+            "`estimator` must be a piece that was made with a `read`, and of pieces alone."
+        )
 
     def advance(numbers: Any, extra: dict[str, Any]) -> Any:
         shared, moved = inner.advance(numbers, extra)

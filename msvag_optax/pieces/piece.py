@@ -83,6 +83,8 @@ def piece(
     if read is not None:
         _checks.check_function("read", read, "of a state", "state")
     _checks.check_flags(estimates=estimates, needs_count=needs_count)
+    if needs_count and advance is None:
+        raise TypeError("`needs_count` must be False where there is no `advance`, which reads it.")
     return from_rule(Rule(init, advance or _still, leaf, read, needs_count), estimates=estimates)
 
 

@@ -309,7 +309,7 @@ def test_before_gives_the_estimate_of_the_step_before(estimator):
 
 
 def test_before_needs_an_estimate_that_can_be_read():
-    with pytest.raises(TypeError, match="a piece with a `read`"):
+    with pytest.raises(TypeError, match="made with a `read`"):
         mo.before(fading_maximum(0.9))
 
 
@@ -457,7 +457,7 @@ def test_a_maximum_of_what_optax_makes(estimator):
         largest, state = tx.update(gradients, state)
     expected, _ = estimator().update(PARAMS, estimator().init(PARAMS))
     np.testing.assert_allclose(largest["bias"], expected["bias"], rtol=1e-6)
-    with pytest.raises(TypeError, match="made of pieces alone"):
+    with pytest.raises(TypeError, match="of pieces alone"):
         mo.before(tx)
 
 
@@ -468,7 +468,11 @@ def test_a_maximum_of_what_optax_makes(estimator):
         (lambda state, extra: (None, {"n": 0}), None, "`advance` of a piece must return a state"),
         (None, lambda s, g, state, p: g, "`leaf` of a piece must return an update and a state"),
         (None, lambda s, g, state, p: (g, state | {"n": 7}), "with the structure that it is"),
-        (None, lambda s, g, state, p: (g, state | {"m": 0.0}), r"'bias' has shape .*\(\)|bias"),
+        (
+            None,
+            lambda s, g, state, p: (g, state | {"m": 0.0}),
+            r"For .* has returned a state of shape \(\), and was given one",
+        ),
     ],
 )
 def test_what_a_piece_returns_is_checked(advance, leaf, message):
