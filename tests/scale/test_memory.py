@@ -145,13 +145,19 @@ def test_the_page_shows_what_training_takes(monkeypatch):
     monkeypatch.setattr(memory, "WHOLE", ("novograd", "bert_adamw"))
     monkeypatch.setattr(memory, "HALVED", ())
     lines = [*memory.peak_table(jax.devices("cpu")[0], memory.abstract(SHAPES, jnp.float32))]
-    assert lines[0] in KEPT
-    kept = KEPT.partition(lines[0])[2].partition("\n\n")[0].splitlines()
-    assert lines[1:3] == [line for line in kept if line][:2]
+    measured = re.search(r"jax ([\d.]+),", KEPT)
+    assert measured is not None
+    same = measured[1] == jax.__version__  # Another compiler takes another memory.
+    head = lines[0] if same else lines[0].partition(":")[0]
+    assert head in KEPT
+    kept = KEPT.partition(head)[2].partition("\n| none")[0].splitlines()
+    assert lines[1:3] == [line for line in kept if line.startswith("|")][:2]
+    kept = KEPT.partition(head)[2].partition("\n\n")[2].splitlines()
     for line in lines[3:]:
         kept_line = next(row for row in kept if row and cells(row)[:2] == cells(line)[:2])
         # XLA may cut the work, and with it the temporaries, otherwise on another CPU.
-        assert _numbers(line) == pytest.approx(_numbers(kept_line), rel=0.03, abs=0.011)
+        bound = {"rel": 0.03 if same else 0.1, "abs": 0.011}
+        assert _numbers(line) == pytest.approx(_numbers(kept_line), **bound)
 
 
 def _numbers(line):
