@@ -49,7 +49,7 @@ ROUND_OURS = {
     "conditionally_transform": optax.conditionally_transform(
         mo.expectigrad(0.1), lambda step, *_, **__: jnp.less(step, 1)
     ),
-    "ema": optax.chain(mo.novograd(0.1), optax.ema(0.9)),
+    "ema": optax.chain(mo.novograd(0.1), mo.shard_like_params(optax.ema(0.9))),
     "inject_hyperparams": optax.inject_hyperparams(mo.msvag)(learning_rate=0.1),
     "masked": optax.chain(
         optax.masked(mo.svag(0.1), {"kernel": True, "bias": False}),
