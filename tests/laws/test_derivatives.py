@@ -87,7 +87,7 @@ CASES = {
     "bert_adamw": case(bert_adamw, "b1", "b2", max_grad_norm=0.5, **E),
     "bert_adamw, unclipped": case(bert_adamw, "b1", "b2", max_grad_norm=None, **E),
 }
-FAST = ("msvag", "novograd", "adamw")
+FAST = ("msvag", "novograd", "adamw", "bert_adamw")
 JUMP_AT_ZERO = ("msvag", "svag")  # at a decay of 0
 
 
