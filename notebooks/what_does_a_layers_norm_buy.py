@@ -747,7 +747,7 @@ assert all(
 assert by_memory[0] > 1.3 * by_memory[1] > 1.3**2 * by_memory[2]
 assert np.median(edge_gains[MAIN]) < 1.3 < 1.5 < np.median(edge_gains[long_memory])
 # At the edge of divergence a last digit decides which rate of the grid still trains AdamW.
-assert np.median(edge_gains["AdamW"]) >= 1
+assert np.median(edge_gains["AdamW"]) > 1.2
 # At their own best rates, none needs a warm-up.
 assert all(overlap(least_losses(cold[name]), least_losses(warm[name])) for name in makers)
 # Rates: AdamW tolerates most.
