@@ -116,7 +116,7 @@ class Driver:
         kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
         return new_updates, layout.join(kept, layout.numbers_of(numbers))
 
-    def _layout_of_state(self) -> "Layout":
+    def _layout_of_state(self) -> Layout:
         if self._layout is None:
             try:
                 marked = jax.eval_shape(self.rule.init, Place())
@@ -128,7 +128,7 @@ class Driver:
             self._layout = Layout(marked)
         return self._layout
 
-    def _plan(self, leaves: "Leaves", layout: "Layout") -> "list[_Kernel]":
+    def _plan(self, leaves: Leaves, layout: Layout) -> "list[_Kernel]":
         """The kernel of each leaf."""
         leaf = self.rule.leaf
         if not isinstance(leaf, paths.PerLeaf):
@@ -150,7 +150,7 @@ class Driver:
             self._plans[key] = plan
         return plan
 
-    def _kernels(self, leaves: list[Any], layout: "Layout") -> "list[_Kernel]":
+    def _kernels(self, leaves: list[Any], layout: Layout) -> "list[_Kernel]":
         own: dict[Any, Callable[..., Any]] = {}
         kernels = []
         for leaf in map(partials.as_partial, leaves):

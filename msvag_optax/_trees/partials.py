@@ -21,7 +21,7 @@ def bind(function: Callable[..., Any], *arguments: Any) -> Any:
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
         def choose(one: Any) -> Any:
-            return as_partial(one.at(name, shape) if isinstance(one, paths.PerLeaf) else one)
+            return as_partial(paths.function_at(one, name, shape))
 
         return Partial(function, *_map_each(choose, arguments))
 
