@@ -14,6 +14,7 @@ from msvag_optax._trees.paths import PerLeaf as PerLeaf
 from msvag_optax._trees.paths import path_names as path_names
 from msvag_optax._trees.rules import Estimator as Estimator
 from msvag_optax._trees.rules import Piece as Piece
+from msvag_optax._trees.selection import fewer_than_two_axes as fewer_than_two_axes
 from msvag_optax.diagnostics import noise_scale as noise_scale
 from msvag_optax.diagnostics import signal_to_noise as signal_to_noise
 from msvag_optax.diagnostics import watch_moments as watch_moments

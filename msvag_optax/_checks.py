@@ -1,46 +1,60 @@
-"""Hyperparameters are checked once, when an optimizer is built, in one wording."""
+"""Hyperparameters are checked once, when an optimizer is built, in one wording.
 
+What is a number is also made one kind of number: a float, or a real scalar of JAX.
+"""
+
+import functools
 import inspect
 import math
 import numbers
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-
-def is_concrete(value: object) -> bool:
-    """Whether `value` is a plain number, which Python may branch on.
-
-    JAX arrays do not count, traced or not: under `optax.inject_hyperparams` the same argument is
-    a concrete array in one call and a tracer in the next, and both must build the same optimizer.
-    """
-    return isinstance(value, numbers.Real | np.ndarray) and not isinstance(value, jax.Array)
+from msvag_optax import _compat
 
 
 def _is_real(value: Any) -> bool:
     """Whether `value` is a real number, or an array of them."""
+    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+        # `optax.inject_hyperparams` makes every number complex where one parameter is.
+        return _compat.is_tracer(value) or not jnp.any(value.imag)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def check_number(
-    name: str,
-    value: Any,
-    allowed: str = "[0, inf)",
-    *,
-    schedule: bool = False,
-) -> None:
-    """Raises unless `value` is a real number in the interval `allowed`, or an array scalar of JAX.
+def _scalar(wanted: str, value: Any, origin: str = "") -> Any:
+    """A number of any kind as a float, and a scalar of JAX as a real one.
+
+    JAX's are not looked into, traced or not: under `optax.inject_hyperparams` the same argument is
+    a concrete array in one call and a tracer in the next, and both must build the same optimizer.
+    """
+    if not _is_real(value):
+        raise TypeError(f"{wanted}, got {value!r}{origin}.")
+    if np.shape(value) != ():
+        raise TypeError(f"{wanted}, got an array of shape {np.shape(value)}{origin}.")
+    if isinstance(value, jax.Array):
+        return value.real if jnp.iscomplexobj(value) else value
+    try:
+        real = float(value)
+    except OverflowError:  # a large integer
+        return math.inf
+    largest = float(jnp.finfo(jax.dtypes.canonicalize_dtype(jnp.float64)).max)
+    return real if abs(real) <= largest else math.inf
+
+
+def number(name: str, value: Any, allowed: str = "[0, inf)", *, schedule: bool = False) -> Any:
+    """`value` as a float, if it is a number of any kind in an interval.
 
     Args:
       name: the argument, as the caller spells it.
-      value: what the caller gave.
+      value: what the caller gave. A scalar of JAX stays one, and a schedule what it is.
       allowed: an interval such as `"[0, 1)"`; a round bracket leaves its end out.
       schedule: whether a callable is allowed too.
 
@@ -49,46 +63,51 @@ def check_number(
       ValueError: if `value` is outside of the interval; not-a-number is outside of every one.
     """
     if schedule and callable(value):
-        return
+        return value
     wanted = f"`{name}` must be a number in {allowed}" + (" or a schedule" if schedule else "")
-    if not _is_real(value):
-        raise TypeError(f"{wanted}, got {value!r}.")
-    if np.shape(value) != ():
-        raise TypeError(f"{wanted}, got an array of shape {np.shape(value)}.")
-    if not is_concrete(value):
-        return
+    scalar = _scalar(wanted, value)
+    if isinstance(scalar, jax.Array):
+        return scalar
     low, high = (float(end) for end in allowed[1:-1].split(","))
-    number = float(value)
-    above = number > low or (allowed[0] == "[" and number == low)
-    below = number < high or (allowed[-1] == "]" and number == high)
-    if math.isnan(number) or not (above and below):
+    above = scalar > low or (allowed[0] == "[" and scalar == low)
+    below = scalar < high or (allowed[-1] == "]" and scalar == high)
+    if math.isnan(scalar) or not (above and below):
         raise ValueError(f"{wanted}, got {value!r}.")
+    return scalar
 
 
-def check_scheduled(name: str, value: Any) -> None:
-    """Raises unless `value`, which the schedule given as `name` has returned, is a real scalar."""
-    wanted = f"`{name}` must be a schedule that returns a number"
-    if not _is_real(value):
-        raise TypeError(f"{wanted}, got {value!r} of it.")
-    if np.shape(value) != ():
-        raise TypeError(f"{wanted}, got an array of shape {np.shape(value)} of it.")
+def scheduled(name: str, value: Any) -> Any:
+    """The same of what the schedule given as `name` has returned, which may be any number."""
+    return _scalar(f"`{name}` must be a schedule that returns a number", value, " of it")
+
+
+def decay(**named: Any) -> Any:
+    """The value of the one argument that is given, a decay: a number in [0, 1)."""
+    ((name, value),) = named.items()
+    return number(name, value, "[0, 1)")
 
 
 def check_decays(**decays: Any) -> None:
-    """Raises, naming the argument, unless all values are decays: numbers in [0, 1)."""
-    for name, decay in decays.items():
-        check_number(name, decay, "[0, 1)")
+    """Raises, naming the argument, unless all values are decays."""
+    for name, value in decays.items():
+        number(name, value, "[0, 1)")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises unless `value` is an integer of at least `least`, or an array scalar of JAX."""
+def count(name: str, value: Any, least: int) -> Any:
+    """`value` as an integer of at least `least`, or as a real scalar of JAX.
+
+    Raises:
+      TypeError: if it is neither.
+      ValueError: if it is less.
+    """
     wanted = f"`{name}` must be an integer >= {least}"
     if isinstance(value, jax.Array) and value.shape == () and _is_real(value):
-        return
+        return _scalar(wanted, value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{wanted}, got {value!r}.")
     if value < least:
         raise ValueError(f"{wanted}, got {value!r}.")
+    return int(value)
 
 
 def check_flags(**flags: Any) -> None:
@@ -121,6 +140,32 @@ def check_transformation(name: str, value: Any) -> None:
         raise TypeError(
             f"`{name}` must be a GradientTransformation such as optax.trace(0.9), got {value!r}."
         )
+
+
+_MASKS = ("mask", "weight_decay_mask")
+Built = TypeVar("Built")
+Arguments = ParamSpec("Arguments")
+
+
+def without_mask(build: Callable[Arguments, Built]) -> Callable[Arguments, Built]:
+    """A decorator: who gives `build` a mask, as optax's optimizers take, is told what to write.
+
+    Raises:
+      TypeError: then.
+    """
+
+    @functools.wraps(build)
+    def checked(*args: Arguments.args, **named: Arguments.kwargs) -> Built:
+        for mask in _MASKS:
+            if mask in named:
+                raise TypeError(
+                    f"`{build.__name__}` has no argument `{mask}`. Say what does not decay: "
+                    "`exclude_from_weight_decay=fewer_than_two_axes()`, or patterns of names, or "
+                    "a function of a parameter's name and shape."
+                )
+        return build(*args, **named)
+
+    return checked
 
 
 def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:

@@ -1,14 +1,13 @@
 """Diagnostics: how noisy the gradients are, read from the state of an optimizer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks
-from msvag_optax._trees import arrays, mesh_axes, paths
+from msvag_optax._trees import arrays, mesh_axes, paths, selection
+from msvag_optax._trees.selection import Selection
 from msvag_optax.pieces.quantities import square
 from msvag_optax.pieces.running_moments import (
     Moments,
@@ -60,7 +59,7 @@ def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs
     return dependable(optax.GradientTransformationExtraArgs(moments.init, update))
 
 
-def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> Any:
+def signal_to_noise(state: optax.OptState, *, stacked: Selection = ()) -> Any:
     r"""The signal-to-noise ratio of each layer's gradient.
 
     .. math::
@@ -76,8 +75,8 @@ def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> An
     Args:
       state: the state of an optimizer that keeps moments: `msvag`, `svag`, `variance_adapted`, or
         any with `watch_moments` in its chain.
-      stacked: regular expressions of the parameters whose leading axis counts layers, searched in
-        their paths; every other leaf is one layer.
+      stacked: which parameters hold a layer in each row of their leading axis, as for
+        `layer_square_norm`; every other leaf is one layer.
 
     Returns:
       A tree like the parameters' with a float for each leaf, or an array of shape (layers,) for a
@@ -85,7 +84,7 @@ def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> An
       where there is neither.
 
     Raises:
-      TypeError: if `stacked` is no sequence of strings.
+      TypeError: if `stacked` is no sequence of strings and no such function.
       ValueError: if the state keeps no moments, or moments in several places; if a pattern is no
         regular expression, or is found in no parameter's path, or that parameter is a scalar.
 
@@ -100,14 +99,14 @@ def signal_to_noise(state: optax.OptState, *, stacked: Sequence[str] = ()) -> An
     >>> {name: round(float(ratio), 1) for name, ratio in mo.signal_to_noise(state).items()}
     {'loud': 16.6, 'quiet': 0.0}
     """
-    _checks.check_patterns("stacked", stacked)
+    layers = selection.layers(stacked)
     moments = _moments_of(state)
     means = jax.tree.map(lambda node: node.mean, moments, is_leaf=_is_moments)
-    paths.check_patterns_match("stacked", stacked, means)
+    layers.check(means)
 
     def ratio(name: str, moments: Moments) -> jax.Array:
-        rows = paths.holds_layers(stacked, name, moments.mean.ndim)
-        signal, noise = _signal_and_noise(moments, rows)
+        shape = jax.ShapeDtypeStruct(moments.mean.shape, moments.mean.dtype)
+        signal, noise = _signal_and_noise(moments, layers.at(name, shape))
         return jnp.sqrt(_quotient(jnp.maximum(0, signal), noise))
 
     return jax.tree.map(ratio, paths.path_names(means), moments)

@@ -625,12 +625,12 @@ def momentum_that_is_a_mean(original, decay, shared, update, state, param):
     return original(decay, shared, (1 - decay) * update, state, param)
 
 
-@mutant("pieces.decay", "_decay", f"{DECAY} -k coupled_to_nothing")
-def decay_that_is_never_subtracted(original, sign, rate, update, state, param):
-    return original(1, rate, update, state, param)
+@mutant("pieces.decay", "_subtract", f"{DECAY} -k coupled_to_nothing")
+def decay_that_is_never_subtracted(original, rate, update, state, param):
+    return original(-rate, update, state, param)
 
 
-@mutant("_trees.paths", "matches", reference("bert_adamw_default"))
+@mutant("_trees.selection", "matches", reference("bert_adamw_default"))
 def patterns_from_the_start_of_the_path(original, patterns, name):
     return any(re.match(pattern, name) for pattern in patterns)
 
@@ -640,7 +640,7 @@ def haikus_spelling(original, path):
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-@mutant("_trees.paths", "check_patterns_match", f"{DECAY} -k matches_nothing")
+@mutant("_trees.selection", "check_patterns_match", f"{DECAY} -k matches_nothing")
 def patterns_that_may_miss(original, argument, patterns, tree):
     return None
 
@@ -778,9 +778,9 @@ def lazy_rows_that_forget(original, seen, new, old):
     return original(seen, new, 0 * old)
 
 
-@mutant("wrappers.lazy_rows", "_has_rows_of", f"{WRAPPERS} -k 'rows_of_their_own and msvag'")
-def state_that_is_never_lazy(original, kept, rows):
-    return False
+@mutant("wrappers.lazy_rows", "_of_rows", f"{WRAPPERS} -k 'rows_of_their_own and msvag'")
+def state_that_is_never_lazy(original, kept, seen):
+    return True
 
 
 @mutant("_trees.mesh_axes", "_is_cut_over", f"{SHARD_MAP} -k make_the_norm")

@@ -1,11 +1,11 @@
-"""One spelling of a parameter's path for every framework, and rules that search it.
+"""One spelling of a parameter's path for every framework, and what is chosen by it.
 
 `encoder/layer_0/LayerNorm/scale` names a parameter in plain dicts, Flax Linen, Flax NNX, Haiku and
 Equinox alike: the boxes that NNX and Linen put round an array, and the `~` with which Haiku marks
 modules made in a constructor, are left out.
 """
 
-import re
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ def names(tree: Any) -> list[str]:
 
 def _leaf_names(tree: Any, is_leaf: Callable[[Any], bool]) -> list[str]:
     nodes, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: _is_box(node) or is_leaf(node)
+        tree, is_leaf=lambda node: is_box(node) or is_leaf(node)
     )
     # A box holds one array or several, or a hole, where `optax.masked` has made one.
     return [
@@ -84,11 +84,16 @@ def is_hole(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def _is_box(node: Any) -> bool:
+def is_box(node: Any) -> bool:
     """Whether a node is flax.nnx.Param, flax.linen.Partitioned, or of their kind."""
+    return _makes_boxes(type(node))
+
+
+@functools.lru_cache
+def _makes_boxes(kind: type) -> bool:
     return any(
         base.__name__ in ("Variable", "AxisMetadata") and base.__module__.startswith("flax.")
-        for base in type(node).__mro__
+        for base in kind.__mro__
     )
 
 
@@ -112,38 +117,3 @@ def _key_name(key: Any) -> str:
 def map_with_name(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """`jax.tree.map` whose `function` is given each leaf's name, then the leaf."""
     return jax.tree.map(function, path_names(tree), tree)
-
-
-def matches(patterns: Sequence[str], name: str) -> bool:
-    """Whether any of the regular expressions is found in `name` (`re.search`)."""
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def holds_layers(stacked: Sequence[str], name: str, ndim: int) -> bool:
-    """Whether the leading axis of a parameter counts layers, as the patterns `stacked` say.
-
-    Raises:
-      ValueError: if they say so of a scalar, which has no axis.
-    """
-    if not matches(stacked, name):
-        return False
-    if ndim == 0:
-        raise ValueError(f"`stacked` matches {name!r}, a scalar without an axis of layers.")
-    return True
-
-
-def check_patterns_match(argument: str, patterns: Sequence[str], tree: Any) -> None:
-    """Raises ValueError if a pattern is found in no name of `tree`, and lists the names.
-
-    An empty tree is no mistake of a pattern's: there is nothing that it could have matched.
-    """
-    known = names(tree)
-    if not known:
-        return
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in known):
-            listed = ", ".join(repr(name) for name in known)
-            raise ValueError(
-                f"`{argument}` has the pattern {pattern!r}, which is found in no parameter's path. "
-                f"The paths are: {listed}."
-            )

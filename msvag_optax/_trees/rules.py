@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from msvag_optax._trees import arrays, driver, layout, paths
 from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.layout import Parts
 
 
@@ -21,6 +22,7 @@ class Estimator(Piece):
     """A piece whose output is an estimate, such as a variance, and not an update."""
 
 
+@exportable
 class OwnCountState(NamedTuple):
     """What a piece on a schedule remembers where nobody hands it a count.
 

@@ -4,8 +4,8 @@ import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
-from msvag_optax.pieces.decay import Exclusions
 from msvag_optax.pieces.formulas import over_rms
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.quantities import square
@@ -13,6 +13,7 @@ from msvag_optax.pieces.running_average import running_average
 from msvag_optax.pieces.weightings import exponential, exponential_from_zero
 
 
+@_checks.without_mask
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -21,7 +22,7 @@ def adamw(
     weight_decay: optax.ScalarOrSchedule = 1e-2,
     *,
     bias_correction: bool = True,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,8 +47,9 @@ def adamw(
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       bias_correction: whether the averages are corrected for having started at zero; BERT's are
         not.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the second moment is kept, likewise. In bfloat16 an average

@@ -4,9 +4,9 @@ import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
 from msvag_optax.pieces.around import bias_corrected, running_max
-from msvag_optax.pieces.decay import Exclusions
 from msvag_optax.pieces.formulas import over_rms
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.quantities import square
@@ -14,6 +14,7 @@ from msvag_optax.pieces.running_average import running_average
 from msvag_optax.pieces.weightings import exponential, exponential_from_zero
 
 
+@_checks.without_mask
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -23,7 +24,7 @@ def amsgrad(
     bias_correction: bool = True,
     correct_before_max: bool = False,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -54,8 +55,9 @@ def amsgrad(
       bias_correction: whether the averages are corrected for having started at zero.
       correct_before_max: whether the second moment is corrected before its maximum is taken.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the second moment and its maximum are kept, likewise.

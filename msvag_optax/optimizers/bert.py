@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, mesh_axes, paths
+from msvag_optax._trees import arrays, mesh_axes, selection
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
 from msvag_optax.pieces.chain import chain
-from msvag_optax.pieces.decay import Exclusions
 from msvag_optax.pieces.formulas import over_rms
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.quantities import square
@@ -55,16 +55,16 @@ def warmup_linear_decay_schedule(
 
     Source: google-research/bert, `optimization.py`, `create_optimizer`.
     """
-    _checks.check_number("init_lr", init_lr)
-    _checks.check_count("num_train_steps", num_train_steps, 1)
-    _checks.check_count("num_warmup_steps", num_warmup_steps, 0)
+    rate = _checks.number("init_lr", init_lr)
+    train_steps = _checks.count("num_train_steps", num_train_steps, 1)
+    warmup_steps = _checks.count("num_warmup_steps", num_warmup_steps, 0)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count).astype(arrays.scalar_dtype())
-        warmup = step / jnp.maximum(num_warmup_steps, 1)
+        warmup = step / jnp.maximum(warmup_steps, 1)
         # The steps left over all steps: 1 - k / N may round to less than zero at the end.
-        decay = jnp.maximum(num_train_steps - step, 0) / num_train_steps
-        return jnp.asarray(init_lr * jnp.where(step < num_warmup_steps, warmup, decay))
+        decay = jnp.maximum(train_steps - step, 0) / train_steps
+        return jnp.asarray(rate * jnp.where(step < warmup_steps, warmup, decay))
 
     return schedule
 
@@ -98,6 +98,7 @@ def _clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransf
 _BERT_EXCLUSIONS = ("LayerNorm", "layer_norm", "bias")
 
 
+@_checks.without_mask
 def bert_adamw(
     init_lr: jax.typing.ArrayLike,
     num_train_steps: int,
@@ -107,7 +108,7 @@ def bert_adamw(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
-    exclude_from_weight_decay: Exclusions = _BERT_EXCLUSIONS,
+    exclude_from_weight_decay: Selection = _BERT_EXCLUSIONS,
     max_grad_norm: jax.typing.ArrayLike | None = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""BERT's optimizer: clipping, Adam without bias correction, decay, warm-up and linear decay.
@@ -134,10 +135,11 @@ def bert_adamw(
       b1: the decay of the mean, in [0, 1).
       b2: the decay of the second moment, in [0, 1).
       eps: the number added to the root, at least 0.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay. The default holds spellings
-        of which a model needs to know one only, or none: to a model that spells all of them
-        otherwise (Haiku's `b` and `offset`), give patterns. One's own must all be found.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; `fewer_than_two_axes()`; or a function
+        `(name, shape) -> bool`. The default is BERT's own spellings, and a model need not have any
+        of them: `ln_1/scale`, `norm1/scale`, `layernorm_before/scale` and Haiku's `b` and `offset`
+        decay. `weight_decay_report` shows what does. Patterns of one's own must all be found.
       max_grad_norm: the largest global norm, greater than 0; None does not clip.
 
     Returns:
@@ -167,9 +169,9 @@ def bert_adamw(
     """
     schedule = warmup_linear_decay_schedule(init_lr, num_train_steps, num_warmup_steps)
     _checks.check_decays(b1=b1, b2=b2)
+    clip = optax.identity()
     if max_grad_norm is not None:
-        _checks.check_number("max_grad_norm", max_grad_norm, "(0, inf)")
-    clip = optax.identity() if max_grad_norm is None else _clip_by_global_norm(max_grad_norm)
+        clip = _clip_by_global_norm(_checks.number("max_grad_norm", max_grad_norm, "(0, inf)"))
     direction = chain(
         clip=clip,
         adam=from_estimates(
@@ -186,4 +188,4 @@ def bert_adamw(
 
 def _is_spelled_as_in_bert(name: str, shape: jax.ShapeDtypeStruct) -> bool:
     del shape
-    return paths.matches(_BERT_EXCLUSIONS, name)
+    return selection.matches(_BERT_EXCLUSIONS, name)

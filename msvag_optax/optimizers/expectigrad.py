@@ -4,9 +4,9 @@ import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
 from msvag_optax.pieces.chain import chain
-from msvag_optax.pieces.decay import Exclusions
 from msvag_optax.pieces.formulas import over_rms
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.quantities import square
@@ -14,6 +14,7 @@ from msvag_optax.pieces.running_average import running_average
 from msvag_optax.pieces.weightings import arithmetic, exponential
 
 
+@_checks.without_mask
 def expectigrad(
     learning_rate: optax.ScalarOrSchedule,
     beta: jax.typing.ArrayLike = 0.9,
@@ -21,7 +22,7 @@ def expectigrad(
     sparse_counter: bool = True,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -48,8 +49,9 @@ def expectigrad(
       sparse_counter: whether an element counts its nonzero gradients only, so that a row of an
         embedding that is seldom looked up is not taken for one whose gradients are small.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the mean of squares is kept, likewise. The counter is int32
@@ -80,7 +82,7 @@ def expectigrad(
     """
     _checks.check_decays(beta=beta)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    _checks.check_number("eps", eps, "(0, inf)")
+    _checks.number("eps", eps, "(0, inf)")
     _checks.check_flags(sparse_counter=sparse_counter)
     second_moment = running_average(
         arithmetic(), of=square, count_nonzero=sparse_counter, dtype=nu_dtype

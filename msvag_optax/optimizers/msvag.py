@@ -4,20 +4,21 @@ import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
-from msvag_optax.pieces.decay import Exclusions
 from msvag_optax.pieces.formulas import adapted_gradient, adapted_mean
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.running_moments import running_moments
 from msvag_optax.pieces.weightings import exponential
 
 
+@_checks.without_mask
 def msvag(
     learning_rate: optax.ScalarOrSchedule,
     beta: jax.typing.ArrayLike = 0.9,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -43,8 +44,9 @@ def msvag(
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
       beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the variance is kept, likewise.
@@ -87,12 +89,13 @@ def msvag(
     )
 
 
+@_checks.without_mask
 def svag(
     learning_rate: optax.ScalarOrSchedule,
     beta: jax.typing.ArrayLike = 0.9,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -111,8 +114,9 @@ def svag(
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
       beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the variance is kept, likewise.

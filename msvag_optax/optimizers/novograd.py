@@ -1,15 +1,14 @@
 """NovoGrad: each layer's gradient over its norm, then momentum."""
 
-from collections.abc import Sequence
-
 import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.selection import Selection
 from msvag_optax.optimizers.optimizer import optimizer
 from msvag_optax.pieces.around import running_max
 from msvag_optax.pieces.chain import chain
-from msvag_optax.pieces.decay import Exclusions, add_decayed_weights
+from msvag_optax.pieces.decay import add_decayed_weights
 from msvag_optax.pieces.formulas import over_rms
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.quantities import layer_square_norm
@@ -18,6 +17,7 @@ from msvag_optax.pieces.running_average import running_average
 from msvag_optax.pieces.weightings import exponential_from_first
 
 
+@_checks.without_mask
 def novograd(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -28,8 +28,8 @@ def novograd(
     grad_averaging: bool = False,
     amsgrad: bool = False,
     eps_root: jax.typing.ArrayLike = 0.0,
-    stacked: Sequence[str] = (),
-    exclude_from_weight_decay: Exclusions = (),
+    stacked: Selection = (),
+    exclude_from_weight_decay: Selection = (),
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -68,10 +68,12 @@ def novograd(
         :math:`1 / (1 - \beta_1)` times as large, and a warm-up: the first step is at the full rate.
       amsgrad: whether to normalize by the largest mean norm so far.
       eps_root: the number added under the root, at least 0.
-      stacked: regular expressions of the parameters whose leading axis counts layers (as in models
-        that scan over them), so that each layer keeps a norm of its own.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay.
+      stacked: which parameters have a leading axis that counts layers (as in models that scan over
+        them), so that each layer keeps a norm of its own: regular expressions, or a function
+        `(name, shape) -> bool`.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the squared norms are kept, likewise. In bfloat16 an

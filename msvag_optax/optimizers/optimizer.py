@@ -8,13 +8,16 @@ import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import on_given_count, rule_of
+from msvag_optax._trees.selection import Selection
 from msvag_optax.pieces.chain import chain, check_is_no_estimator
-from msvag_optax.pieces.decay import Exclusions, add_decayed_weights
+from msvag_optax.pieces.decay import add_decayed_weights
 from msvag_optax.pieces.rates import scale_by_learning_rate
 from msvag_optax.wrappers.gradientless import skip_gradientless
 
 
+@exportable
 class OptimizerState(NamedTuple):
     """What an optimizer remembers.
 
@@ -27,12 +30,13 @@ class OptimizerState(NamedTuple):
     links: Any
 
 
+@_checks.without_mask
 def optimizer(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     *,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes an optimizer of any direction: what every named optimizer of this library ends in.
 
@@ -50,9 +54,9 @@ def optimizer(
         gradient does, and is subtracted: `optax.scale_by_adam()`, say, and not `optax.adam(0.1)`.
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
-      exclude_from_weight_decay: regular expressions, searched in paths such as
-        `encoder/layer_0/LayerNorm/scale`; what matches does not decay. Or a function
-        `(name, shape) -> bool` that says which parameters do not.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
 
     Returns:
       The optimizer.

@@ -9,10 +9,12 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, partials
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import Estimator, Piece, combined, from_rule, rule_of
 from msvag_optax.pieces.weightings import bias_correction
 
 
+@exportable
 class RunningMaxState(NamedTuple):
     """What `running_max` remembers.
 
@@ -93,6 +95,7 @@ def _read_maximum(state: RunningMaxState) -> Any:
     return state.maximum
 
 
+@exportable
 class BiasCorrectedState(NamedTuple):
     """What `bias_corrected` remembers.
 
@@ -139,7 +142,7 @@ def bias_corrected(estimator: optax.GradientTransformation, decay: jax.typing.Ar
     Source: Kingma and Ba, *Adam* (2015), section 3.
     """
     _checks.check_transformation("estimator", estimator)
-    _checks.check_decays(decay=decay)
+    decay = _checks.decay(decay=decay)
     inner = rule_of(estimator)
 
     def init(params: optax.Params) -> BiasCorrectedState:

@@ -22,10 +22,9 @@ round a named optimizer (here `msvag`; any other serves), where :math:`u_t` is i
 
       optax.chain(mo.add_decayed_weights(decay), mo.msvag(learning_rate))
 
-All take a number or a schedule, and regular expressions of the parameters that do not decay.
+All take a number or a schedule, and which parameters do not decay.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,15 +34,17 @@ from jax.tree_util import Partial
 from msvag_optax import _checks
 from msvag_optax._trees import paths
 from msvag_optax._trees.rules import Piece, from_rule
+from msvag_optax._trees.selection import Selection, selected
 from msvag_optax.pieces.rates import at_count
 from msvag_optax.wrappers.dependable import dependable
 
-Exclusions = Sequence[str] | Callable[[str, Any], bool]
+EXCLUDE = "exclude_from_weight_decay"  # the argument, the same everywhere
 
 
+@_checks.without_mask
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
 ) -> Piece:
     r"""Adds decayed weights to the updates.
 
@@ -56,8 +57,9 @@ def add_decayed_weights(
 
     Args:
       weight_decay: the rate, a finite number of at least 0, or a schedule of it.
-      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
-        not decay. Or a function `(name, shape) -> bool` that says which do not.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
 
     Returns:
       A transformation that needs `params`.
@@ -78,13 +80,13 @@ def add_decayed_weights(
 
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), algorithm 2.
     """
-    _checks.check_number("weight_decay", weight_decay, schedule=True)
-    return dependable(decayed_weights(weight_decay, decays_at(exclude_from_weight_decay)))
+    return dependable(_decayed_weights(weight_decay, exclude_from_weight_decay, Partial(_add)))
 
 
+@_checks.without_mask
 def subtract_decayed_weights(
     weight_decay: optax.ScalarOrSchedule,
-    exclude_from_weight_decay: Exclusions = (),
+    exclude_from_weight_decay: Selection = (),
 ) -> Piece:
     r"""Subtracts decayed weights from the updates: decay that no learning rate scales.
 
@@ -97,8 +99,9 @@ def subtract_decayed_weights(
 
     Args:
       weight_decay: the rate, a finite number of at least 0, or a schedule of it.
-      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
-        not decay. Or a function `(name, shape) -> bool` that says which do not.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
 
     Returns:
       A transformation that needs `params`.
@@ -119,46 +122,39 @@ def subtract_decayed_weights(
 
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (2019), section 2.
     """
-    _checks.check_number("weight_decay", weight_decay, schedule=True)
-    decays = decays_at(exclude_from_weight_decay)
-    return dependable(decayed_weights(weight_decay, decays, sign=-1))
+    return dependable(_decayed_weights(weight_decay, exclude_from_weight_decay, Partial(_subtract)))
 
 
-def decays_at(exclude: Any) -> paths.PerLeaf:
-    """Which parameters decay, by what is excluded: `(name, shape) -> bool`."""
-    argument = "exclude_from_weight_decay"
-    if callable(exclude):
-        return paths.PerLeaf(lambda name, shape: not exclude(name, shape))
-    _checks.check_patterns(argument, exclude)
-    return paths.PerLeaf(
-        lambda name, shape: not paths.matches(exclude, name),
-        lambda params: paths.check_patterns_match(argument, exclude, params),
-    )
-
-
-def decayed_weights(
-    weight_decay: optax.ScalarOrSchedule, decays: paths.PerLeaf, sign: int = 1
+def _decayed_weights(
+    weight_decay: optax.ScalarOrSchedule, exclude: Selection, change: Partial
 ) -> Piece:
-    """Adds the decayed weights of the parameters that decay, or subtracts them."""
-    none_decays = _checks.is_concrete(weight_decay) and weight_decay == 0
+    rate = _checks.number("weight_decay", weight_decay, schedule=True)
+    excluded = selected(EXCLUDE, exclude)
 
     def init(params: optax.Params) -> optax.EmptyState:
-        decays.check(params)
+        excluded.check(params)
         return optax.EmptyState()
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
-        return Partial(_decay, sign) if decays.at(name, shape) else Partial(_pass)
+        return Partial(_pass) if excluded.at(name, shape) else change
 
+    none_decays = isinstance(rate, float) and rate == 0
     leaf = Partial(_pass) if none_decays else paths.PerLeaf(at)
-    return from_rule(at_count("weight_decay", weight_decay, init, leaf))
+    return from_rule(at_count("weight_decay", rate, init, leaf))
 
 
-def _decay(
-    sign: int, rate: jax.Array, update: jax.Array, state: Any, param: jax.Array | None
+def _add(
+    rate: jax.Array, update: jax.Array, state: Any, param: jax.Array | None
 ) -> tuple[Any, Any]:
     # Without a parameter, optax raises its own message.
-    decayed, _ = optax.add_decayed_weights(sign * rate).update(update, optax.EmptyState(), param)
+    decayed, _ = optax.add_decayed_weights(rate).update(update, optax.EmptyState(), param)
     return decayed, state
+
+
+def _subtract(
+    rate: jax.Array, update: jax.Array, state: Any, param: jax.Array | None
+) -> tuple[Any, Any]:
+    return _add(-rate, update, state, param)
 
 
 def _pass(rate: jax.Array, update: jax.Array, state: Any, param: Any) -> tuple[jax.Array, Any]:

@@ -8,22 +8,24 @@ import jax
 import optax
 
 from msvag_optax._trees import arrays, paths
-from msvag_optax.pieces.decay import Exclusions, decays_at
+from msvag_optax._trees.selection import Selection, selected
+from msvag_optax.pieces.decay import EXCLUDE
 
 
 def weight_decay_report(
-    params: optax.Params, exclude_from_weight_decay: Exclusions = (), *, file: TextIO | None = None
+    params: optax.Params, exclude_from_weight_decay: Selection = (), *, file: TextIO | None = None
 ) -> None:
     """Prints which parameters decay, and how many elements that is.
 
     Args:
       params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
-      exclude_from_weight_decay: regular expressions; a parameter in whose path one is found does
-        not decay. Or a function `(name, shape) -> bool` that says which do not.
+      exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
+        `fewer_than_two_axes()`, as is usual.
       file: where to print; None is the standard output.
 
     Raises:
-      TypeError: if `exclude_from_weight_decay` is no sequence of strings.
+      TypeError: if `exclude_from_weight_decay` is none of these.
       ValueError: if a pattern is no regular expression, or is found in no parameter's path.
 
     >>> import jax.numpy as jnp
@@ -36,14 +38,15 @@ def weight_decay_report(
     steps             1  no (not trained)
     12 of 16 elements decay, in 1 of 3 parameters.
     """
-    decays = decays_at(exclude_from_weight_decay)
-    decays.check(params)
-    trees = paths.path_names(params), params, paths.map_with_name(decays.at, params)
+    excluded = selected(EXCLUDE, exclude_from_weight_decay)
+    excluded.check(params)
     rows = []
-    for name, leaf, decays in zip(*map(jax.tree.leaves, trees), strict=True):
-        size = math.prod(getattr(leaf, "shape", ()))
-        answer = "yes" if decays else "no"
-        rows.append((name, size, answer if arrays.is_inexact(leaf) else "no (not trained)"))
+    for name, leaf in zip(*map(jax.tree.leaves, (paths.path_names(params), params)), strict=True):
+        answer = "no (not trained)"
+        if arrays.is_inexact(leaf):
+            shape = jax.ShapeDtypeStruct(arrays.shape_of(leaf), arrays.dtype_of(leaf))
+            answer = "no" if excluded.at(name, shape) else "yes"
+        rows.append((name, math.prod(getattr(leaf, "shape", ())), answer))
     heading = ("parameter", "elements", "weight decay")
     width = max(len(name) for name in (heading[0], *(name for name, _, _ in rows)))
     digits = max(len(heading[1]), *(len(str(size)) for _, size, _ in rows), 0)

@@ -46,9 +46,8 @@ def over_rms(
     >>> print(formula(jnp.asarray([6.0, 0.0]), second_moment=jnp.asarray([4.0, 0.0])))
     [2. 0.]
     """
-    _checks.check_number("eps", eps)
-    _checks.check_number("eps_root", eps_root)
-    never_zero = _checks.is_concrete(eps) and eps != 0
+    eps, eps_root = _checks.number("eps", eps), _checks.number("eps_root", eps_root)
+    never_zero = isinstance(eps, float) and eps != 0
     return Partial(_over_rms, Partial(_divide if never_zero else _divide_or_zero), eps, eps_root)
 
 

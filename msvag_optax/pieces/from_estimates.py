@@ -10,9 +10,11 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import partials
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import Piece, combined, from_rule, rule_of
 
 
+@exportable
 class FromEstimatesState(NamedTuple):
     """What `from_estimates` remembers.
 

@@ -5,15 +5,15 @@ makes an infinite average; an infinity or NaN in the gradient itself passes thro
 the update.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from msvag_optax import _checks
-from msvag_optax._trees import arrays, mesh_axes, paths
+from msvag_optax._trees import arrays, mesh_axes, paths, selection
+from msvag_optax._trees.selection import Selection
 
 
 def square(gradient: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def absolute_square(x: jax.Array) -> jax.Array:
 
 def layer_square_norm(
     *,
-    stacked: Sequence[str] = (),
+    stacked: Selection = (),
     axis_name: mesh_axes.AxisNames | Mapping[str, mesh_axes.AxisNames] | None = None,
 ) -> Callable[[jax.Array], jax.Array] | paths.PerLeaf:
     r"""The squared norm of each layer: what NovoGrad's second moment averages.
@@ -64,9 +64,9 @@ def layer_square_norm(
     neither can be seen: name the parameters that are cut, by a mapping.
 
     Args:
-      stacked: regular expressions, searched in the parameter's path; the parameters that match
-        hold one layer in each row of their leading axis. Their rows must be whole: an axis that
-        counts layers may be cut, and is then not to be summed over.
+      stacked: which parameters hold one layer in each row of their leading axis: regular
+        expressions, searched in their paths, or a function `(name, shape) -> bool`. Their rows must
+        be whole: an axis that counts layers may be cut, and is then not to be summed over.
       axis_name: the name of the mesh axis over which layers are cut inside of `shard_map`, or
         several; or a mapping from regular expressions, searched in the parameter's path, to such
         names, for each parameter the first that matches. `()` says that each device holds layers of
@@ -77,7 +77,8 @@ def layer_square_norm(
       (layers, 1, ..., 1) for a stacked leaf.
 
     Raises:
-      TypeError: if `stacked` is no sequence of strings, or `axis_name` no name.
+      TypeError: if `stacked` is no sequence of strings and no such function, or `axis_name` no
+        name.
       ValueError: if a pattern is no regular expression; when the average is initialized, if a
         pattern is found in no parameter's path or the parameter it finds is a scalar; inside of
         `shard_map`, if a gradient is a piece and there is no `axis_name`.
@@ -94,19 +95,17 @@ def layer_square_norm(
     Source: Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments* (2019),
     algorithm 1.
     """
-    _checks.check_patterns("stacked", stacked)
-    cuts = mesh_axes.cuts(axis_name)
-    if not stacked and len(cuts) == 1:
+    layers, cuts = selection.layers(stacked), mesh_axes.cuts(axis_name)
+    if stacked == () and len(cuts) == 1:
         return Partial(_square_norm, cuts[""])
 
     def norm_of(name: str, leaf: jax.ShapeDtypeStruct) -> Partial:
-        cut = next(cut for pattern, cut in cuts.items() if paths.matches([pattern], name))
-        rows = paths.holds_layers(stacked, name, leaf.ndim)
-        return Partial(_square_norm_of_rows if rows else _square_norm, cut)
+        cut = next(cut for pattern, cut in cuts.items() if selection.matches([pattern], name))
+        return Partial(_square_norm_of_rows if layers.at(name, leaf) else _square_norm, cut)
 
     def check(params: Any) -> None:
-        paths.check_patterns_match("stacked", stacked, params)
-        paths.check_patterns_match("axis_name", tuple(cuts), params)
+        layers.check(params)
+        selection.check_patterns_match("axis_name", tuple(cuts), params)
 
     return paths.PerLeaf(norm_of, check)
 

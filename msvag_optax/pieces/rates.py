@@ -24,9 +24,7 @@ def at_count(
     """The rule by which leaves share a number, or what a schedule says at the optimizer's count."""
 
     def advance(state: Any, extra: dict[str, Any]) -> tuple[jax.Array, Any]:
-        now = value(extra["count"]) if callable(value) else value
-        if callable(value):
-            _checks.check_scheduled(argument, now)
+        now = _checks.scheduled(argument, value(extra["count"])) if callable(value) else value
         return jnp.asarray(now), state
 
     return Rule(init, advance, leaf, needs_count=callable(value))
@@ -34,8 +32,8 @@ def at_count(
 
 def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> Piece:
     """Turns a direction into a step downhill, as optax's of this name does."""
-    _checks.check_number("learning_rate", learning_rate, schedule=True)
-    return from_rule(at_count("learning_rate", learning_rate, _nothing, _scale))
+    rate = _checks.number("learning_rate", learning_rate, schedule=True)
+    return from_rule(at_count("learning_rate", rate, _nothing, _scale))
 
 
 def _nothing(params: optax.Params) -> optax.EmptyState:
@@ -80,7 +78,7 @@ def momentum(decay: jax.typing.ArrayLike, *, dtype: jax.typing.DTypeLike | None 
     >>> print(update)  # 0.5 * 4 + 2
     4.0
     """
-    _checks.check_decays(decay=decay)
+    decay = _checks.decay(decay=decay)
     _checks.check_dtypes(dtype=dtype)
 
     def init(params: optax.Params) -> optax.TraceState:

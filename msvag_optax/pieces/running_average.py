@@ -10,11 +10,13 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch, partials, paths
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh, weight_at
 
 
+@exportable
 class RunningAverageState(NamedTuple):
     """What `running_average` remembers.
 

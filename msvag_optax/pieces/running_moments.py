@@ -9,12 +9,14 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch, partials
+from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
 from msvag_optax.pieces.quantities import absolute_square, square
 from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh
 
 
+@exportable
 class Moments(NamedTuple):
     r"""What is known of a gradient's distribution from a weighted average of its past.
 
@@ -34,6 +36,7 @@ class Moments(NamedTuple):
     variance_of_mean: jax.Array
 
 
+@exportable
 class RunningMomentsState(NamedTuple):
     """What `running_moments` remembers.
 

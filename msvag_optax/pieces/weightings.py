@@ -8,11 +8,10 @@ so that the average of a constant is that constant.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
@@ -52,9 +51,10 @@ def check_weighting(weighting: object) -> None:
         )
 
 
-def _newest() -> Weighting:
-    """The average is the newest observation, and what is older leaves no trace in it."""
-    return Weighting(Partial(_whole_weight))
+def _newest(decay: Any) -> Weighting | None:
+    """At a decay of 0, the average is the newest observation: what is older leaves no trace."""
+    zero = isinstance(decay, float) and decay == 0
+    return Weighting(Partial(_whole_weight)) if zero else None
 
 
 def keeps_newest(weighting: Weighting) -> bool:
@@ -103,11 +103,8 @@ def exponential(decay: jax.typing.ArrayLike) -> Weighting:
 
     Source: Kingma and Ba, *Adam* (2015), section 3.
     """
-    _checks.check_decays(decay=decay)
-    if _checks.is_concrete(decay) and decay == 0:
-        return _newest()
-    log_decay, complement = _log_and_complement(decay)
-    return Weighting(Partial(_exponential_weight, log_decay, complement))
+    decay = _checks.decay(decay=decay)
+    return _newest(decay) or Weighting(Partial(_exponential_weight, *_log_and_complement(decay)))
 
 
 def exponential_from_zero(decay: jax.typing.ArrayLike) -> Weighting:
@@ -142,11 +139,9 @@ def exponential_from_zero(decay: jax.typing.ArrayLike) -> Weighting:
 
     Source: Reddi et al., *On the Convergence of Adam and Beyond* (2018), algorithm 2.
     """
-    _checks.check_decays(decay=decay)
-    if _checks.is_concrete(decay) and decay == 0:
-        return _newest()
+    decay = _checks.decay(decay=decay)
     _, complement = _log_and_complement(_below_one(decay))
-    return Weighting(Partial(_constant_weight_after, 0, complement))
+    return _newest(decay) or Weighting(Partial(_constant_weight_after, 0, complement))
 
 
 def exponential_from_first(decay: jax.typing.ArrayLike) -> Weighting:
@@ -179,11 +174,9 @@ def exponential_from_first(decay: jax.typing.ArrayLike) -> Weighting:
     Source: Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments* (2019),
     algorithm 1.
     """
-    _checks.check_decays(decay=decay)
-    if _checks.is_concrete(decay) and decay == 0:
-        return _newest()
+    decay = _checks.decay(decay=decay)
     _, complement = _log_and_complement(_below_one(decay))
-    return Weighting(Partial(_constant_weight_after, 1, complement))
+    return _newest(decay) or Weighting(Partial(_constant_weight_after, 1, complement))
 
 
 def arithmetic() -> Weighting:
@@ -237,9 +230,8 @@ def _log_and_complement(decay: jax.typing.ArrayLike) -> tuple[jax.typing.ArrayLi
 
     The logarithm of 0 is a large number, by which a power of 0 is 0.
     """
-    if _checks.is_concrete(decay):
-        number = float(np.asarray(decay))
-        return (math.log(number) if number > 0 else _LOG_OF_ZERO), 1 - number
+    if isinstance(decay, float):
+        return (math.log(decay) if decay > 0 else _LOG_OF_ZERO), 1 - decay
     decay = jnp.asarray(decay).astype(scalar_dtype())
     log_decay = jnp.log1p(jnp.where(decay == 0, 1, decay) - 1)
     return jnp.where(decay == 0, _LOG_OF_ZERO, log_decay), 1 - decay
@@ -253,7 +245,7 @@ def _one_minus_power(log_decay: jax.typing.ArrayLike, count: jax.Array) -> jax.A
 
 
 def _below_one(decay: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    if _checks.is_concrete(decay):
+    if isinstance(decay, float):
         return decay
     decay = jnp.asarray(decay).astype(scalar_dtype())
     return jnp.minimum(decay, 1 - jnp.finfo(decay.dtype).epsneg)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import msvag_optax as mo
-from msvag_optax._trees import paths
+from msvag_optax._trees import paths, selection
 
 
 def names_of(tree):
@@ -137,14 +137,14 @@ def test_names_make_labels():
 
 def test_holes_have_names():
     tree = {"a": None, "b": optax.MaskedNode(), "c": 1.0}
-    paths.check_patterns_match("exclude", ["^a$", "^b$", "^c$"], tree)
+    selection.check_patterns_match("exclude", ["^a$", "^b$", "^c$"], tree)
     with pytest.raises(ValueError, match=r"'d', which is found in no .* 'a', 'b', 'c'"):
-        paths.check_patterns_match("exclude", ["d"], tree)
+        selection.check_patterns_match("exclude", ["d"], tree)
 
 
 @pytest.mark.parametrize("empty", [{}, [], (), {"a": {}}])
 def test_an_empty_tree_is_no_mistake(empty):
-    paths.check_patterns_match("exclude", ["bias"], empty)
+    selection.check_patterns_match("exclude", ["bias"], empty)
 
 
 @pytest.mark.parametrize("framework", SPELLINGS)
