@@ -464,6 +464,20 @@ def check_restored_run_continues(row: Row) -> None:
 # Meshes.
 
 
+def check_init_from_shapes(row: Row) -> None:
+    """Shapes, with and without shardings, make the state that arrays make."""
+    tx = row.build(RATE)
+    on_mesh = _sharded(PARAMS, _mesh(AxisType.Auto))
+    for params in (PARAMS, on_mesh):
+        shapes = jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params
+        )
+        desired = tx.init(params)
+        for given in (shapes, shapes | {"kernel": params["kernel"]}):
+            assert_same_types(desired, tx.init(given))
+            assert_same(tx.init(given), desired)
+
+
 def _mesh(axis_type: AxisType) -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(axis_type,))
 
@@ -810,7 +824,8 @@ def check_leaves_without_gradient(row: Row) -> None:
         assert jax.tree.structure(updates) == jax.tree.structure(gradients)
         assert updates["complex"].dtype == jnp.complex64
         assert updates["empty"].shape == (0, 3)
-        assert updates["integer"].dtype == updates["key"].dtype == float0
+        assert updates["key"].dtype == float0
+        assert_same(updates["integer"], jnp.zeros(2, jnp.int32))
         assert np.shape(updates["bias"]) == ()
         assert np.all(np.isfinite(updates["bias"]))
         if row.reach != "tree":
@@ -831,7 +846,8 @@ def check_missing_gradient_keeps_state(row: Row) -> None:
     tx = row.build(RATE)
     _, state = tx.update(STREAM[0], tx.init(PARAMS), PARAMS)
     updates, new_state = tx.update(STREAM[1] | {"kernel": None}, state, PARAMS)
-    assert updates["kernel"] is None
+    moved: Any = optax.apply_updates(PARAMS, updates)
+    assert_same(moved["kernel"], PARAMS["kernel"])
     assert_same_types(state, new_state)
     new_leaves = leaves_by_name(new_state)
     for name, leaf in leaves_by_name(state).items():
@@ -944,6 +960,7 @@ CORE_CHECKS = (
     check_eager_and_jit_agree,
     check_empty_trees,
     check_extra_arguments_are_accepted,
+    check_init_from_shapes,
     check_init_under_jit,
     check_low_precision_is_rounded_once,
     check_map_params,

@@ -1,6 +1,7 @@
 """What is done to one array: its dtype, its sharding, and how it moves."""
 
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -29,8 +30,9 @@ def shape_of(leaf: Any) -> tuple[int, ...]:
 
 
 def dtype_of(leaf: Any) -> jnp.dtype:
-    """The dtype of an array or a number."""
-    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)
+    """The dtype of an array, its shape, or a number."""
+    known = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    return leaf.dtype if known else jnp.result_type(leaf)
 
 
 @functools.lru_cache
@@ -54,11 +56,25 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """`x` in float32 or wider, and of no weak type; complex stays complex."""
+    """`x` in float32 or wider, and of no weak type; complex stays complex.
+
+    Of a shape that has no values yet, zeros.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        x = jnp.zeros_like(x)
     if not isinstance(x, jax.Array):  # a number, or what a serializer restored
         x = jnp.asarray(x)
     wide = wide_dtype(x.dtype)
     return x if x.dtype == wide and not x.weak_type else x.astype(wide)
+
+
+def standard_promotion() -> AbstractContextManager[None]:
+    """JAX's own promotion of dtypes, where a caller has asked for a stricter one.
+
+    That is for the caller's own code: a rate of bfloat16 meets float32 here, and a real factor a
+    complex mean.
+    """
+    return jax.numpy_dtype_promotion("standard")
 
 
 def real_dtype(dtype: Any) -> jnp.dtype:

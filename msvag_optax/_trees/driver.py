@@ -68,11 +68,12 @@ class Driver:
 
     def init(self, params: optax.Params) -> Any:
         """The state, in float32 or wider unless the rule wants another dtype, sharded like it."""
-        state = self.rule.init(jax.tree.map(arrays.widen, params))
-        layout = self._layout_of_state()
+        layout, leaves = self._layout_of_state(), Leaves(params)
+        with arrays.standard_promotion():
+            state = self.rule.init(jax.tree.map(arrays.widen, params))
         trees, numbers = layout.split(state)
-        sharded = [jax.tree.map(lambda p, x: _shard_like(x, p), params, tree) for tree in trees]
-        return layout.join(sharded, numbers)
+        columns = [map(_shard_like, leaves.split(tree), leaves.values) for tree in trees]
+        return layout.join([leaves.join_state([*column]) for column in columns], numbers)
 
     def __call__(
         self,
@@ -82,6 +83,12 @@ class Driver:
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         """One step: `advance` once, then one kernel for each leaf."""
+        with arrays.standard_promotion():
+            return self._step(updates, state, params, extra_args)
+
+    def _step(
+        self, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
+    ) -> tuple[Any, Any]:
         layout = self._layout_of_state()
         leaves = Leaves(updates)
         try:
@@ -113,7 +120,7 @@ class Driver:
             except mismatch.LeafError as error:
                 raise error.of(jax.tree.leaves(paths.path_names(updates))[i]) from None
         new_updates = leaves.join([update for update, _ in results])
-        kept = [leaves.join([kept[i] for _, kept in results]) for i in range(len(trees))]
+        kept = [leaves.join_state([kept[i] for _, kept in results]) for i in range(len(trees))]
         return new_updates, layout.join(kept, layout.numbers_of(numbers))
 
     def _layout_of_state(self) -> Layout:

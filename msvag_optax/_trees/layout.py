@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from msvag_optax._trees import mismatch
+from msvag_optax._trees import arrays, mismatch, paths
 
 
 @jax.tree_util.register_pytree_node_class
@@ -37,17 +37,30 @@ def is_place(node: Any) -> bool:
 
 
 class Leaves:
-    """The leaves of a tree of updates, and of other trees what stands in their places."""
+    """The leaves of a tree of updates, and of other trees what stands in their places.
+
+    Flax boxes an array with what it says of its axes. A state that has not its parameter's shape,
+    such as a layer's norm, has other axes, and stands in the place of the box.
+    """
 
     def __init__(self, tree: Any) -> None:
         """Takes a tree apart."""
         self.tree = tree
         self.values, self.treedef = jax.tree.flatten(tree)
+        nodes, self._outer = jax.tree.flatten(tree, is_leaf=paths.is_box)
+        self._boxes = [jax.tree.structure(x) if paths.is_box(x) else None for x in nodes]
 
     def split(self, other: Any) -> list[Any]:
         """What stands in the places of the leaves in a tree that has `tree` as a prefix."""
         try:
-            return self.treedef.flatten_up_to(other)
+            if not any(self._boxes):
+                return self.treedef.flatten_up_to(other)
+            nodes = self._outer.flatten_up_to(other)
+            return [
+                part
+                for box, node in zip(self._boxes, nodes, strict=True)
+                for part in _content(box, node)
+            ]
         except ValueError:
             what = "the state or parameters they meet"
             raise mismatch.structure_mismatch(self.tree, other, what) from None
@@ -65,7 +78,24 @@ class Leaves:
         ]
 
     def join(self, values: list[Any]) -> Any:
+        """A tree of updates."""
         return self.treedef.unflatten(values)
+
+    def join_state(self, parts: list[Any]) -> Any:
+        """A tree of state, where only what has its parameter's shape stands in its box."""
+        if not any(self._boxes):
+            return self.treedef.unflatten(parts)
+        rest, nodes = iter(zip(parts, self.values, strict=True)), []
+        for box in self._boxes:
+            pairs = [next(rest) for _ in range(1 if box is None else box.num_leaves)]
+            fits = all(
+                arrays.shape_of(x) == arrays.shape_of(value)
+                for part, value in pairs
+                for x in jax.tree.leaves(part)
+            )
+            own = [part for part, _ in pairs]
+            nodes.append(own[0] if box is None else (box if fits else _open(box)).unflatten(own))
+        return self._outer.unflatten(nodes)
 
     def distribute(self, shared: Any) -> Callable[[int], Any]:
         """What leaf `i` gets of what is shared: all, but of `Parts` its own."""
@@ -78,6 +108,19 @@ class Leaves:
         return lambda leaf: treedef.unflatten(
             [columns[i][leaf] if i in columns else value for i, value in enumerate(values)]
         )
+
+
+def _open(box: Any) -> Any:
+    """The structure of what a box holds."""
+    (content,) = box.children()
+    return content
+
+
+def _content(box: Any, node: Any) -> list[Any]:
+    """The parts of a node that stands in the place of a box, or of a leaf without one."""
+    if box is None:
+        return [node]
+    return (box if paths.is_box(node) else _open(box)).flatten_up_to(node)
 
 
 class Layout:

@@ -4,13 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch
-
-_NUMBERS = (bool, int, np.ndarray, np.generic, jax.Array)
 
 
 def skip_gradientless(
@@ -19,10 +16,11 @@ def skip_gradientless(
     """Hides from a transformation the leaves that have no gradient.
 
     Integer parameters (whose gradients have dtype `float0`), random keys, booleans and non-arrays
-    get no state, and a zero update of their gradient's own dtype. A parameter whose gradient is
-    `None` at one step keeps its value and its state at that step: no momentum moves it, nothing
-    decays. That needs `params` in `update`. Where the state has no array it has `None`, which a
-    caller's `jax.tree.map` over it sees with `is_leaf=lambda x: x is None`.
+    get no state. A parameter whose gradient is `None` at one step keeps its value and its state at
+    that step: no momentum moves it, nothing decays; that needs `params` in `update`. The update of
+    a number without a gradient is a zero that can be added to it, if `params` are given; a key's or
+    a non-array's is what stands in the place of its gradient. Where the state has no array it has
+    `None`, which a caller's `jax.tree.map` over it sees with `is_leaf=lambda x: x is None`.
 
     Args:
       inner: any transformation.
@@ -64,16 +62,16 @@ def skip_gradientless(
         if params is None:
             visible = hide(updates)
             new_updates, new_state = _update(inner, visible, state, None, extra_args)
-            return _restore(updates, new_updates), new_state
+            return _restore(updates, new_updates, updates), new_state
         if mismatch.check_fits_params(updates, params):
             return _update(inner, updates, state, params, extra_args)
-        params = hide(params)
-        missing = _map_visible(lambda u, _: u is None, updates, params)
-        visible = _map_visible(lambda u, p: jnp.zeros_like(p) if u is None else u, updates, params)
-        new_updates, new_state = _update(inner, visible, state, params, extra_args)
+        seen = hide(params)
+        missing = _map_visible(lambda u, _: u is None, updates, seen)
+        visible = _map_visible(lambda u, p: jnp.zeros_like(p) if u is None else u, updates, seen)
+        new_updates, new_state = _update(inner, visible, state, seen, extra_args)
         if any(jax.tree.leaves(missing)):
             new_state = _keep_where(missing, inner, state, new_state)
-        return _restore(updates, new_updates), new_state
+        return _restore(updates, new_updates, params), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -120,7 +118,7 @@ def _keep_where(
     """The new state, with the old one of each parameter whose flag is set."""
     state_flags = optax.tree.map_params(
         inner.init,
-        lambda _, flag: flag,
+        lambda _, flag: any(jax.tree.leaves(flag)),  # it may be in a box
         state,
         flags,
         transform_non_params=lambda _: False,
@@ -129,19 +127,27 @@ def _keep_where(
     return jax.tree.map(lambda keep, new, old: old if keep else new, state_flags, new_state, state)
 
 
-def _restore(updates: optax.Updates, new_updates: optax.Updates) -> optax.Updates:
-    """The new updates, and for hidden leaves their gradient's own zeros."""
+def _restore(
+    updates: optax.Updates, new_updates: optax.Updates, params: optax.Params
+) -> optax.Updates:
+    """The new updates, and without a gradient a zero, or what stands in the gradient's place."""
 
-    def restore(old: Any, new: Any) -> Any:
-        if old is None:
-            return None
-        if new is not None:
+    def restore(old: Any, new: Any, param: Any) -> Any:
+        if old is not None and new is not None:
             return new
-        if getattr(old, "dtype", None) == jax.dtypes.float0 or not isinstance(old, _NUMBERS):
-            return old
-        return jnp.zeros_like(old)
+        # Neither None nor `float0` can be added to a parameter; a zero of its own dtype can.
+        nothing = old is None or getattr(old, "dtype", None) == jax.dtypes.float0
+        like = param if nothing else old
+        return jnp.zeros_like(like) if _is_number(like) else old
 
-    return jax.tree.map(restore, updates, new_updates, is_leaf=_is_none)
+    return jax.tree.map(restore, updates, new_updates, params, is_leaf=_is_none)
+
+
+def _is_number(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, bool | int | float | complex)
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
 
 
 def _is_none(node: Any) -> bool:

@@ -64,7 +64,9 @@ def kept_in(
         return keep(inner.init, inner.init(params))
 
     def widen(state: optax.OptState) -> optax.OptState:
-        return jax.tree.map(lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, state)
+        return optax.tree.map_params(
+            inner.init, lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, state
+        )
 
     def update(
         updates: optax.Updates,
@@ -72,7 +74,8 @@ def kept_in(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        updates, state = inner.update(updates, widen(state), params, **extra_args)
+        with arrays.standard_promotion():
+            updates, state = inner.update(updates, widen(state), params, **extra_args)
         return updates, keep(inner.init, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -63,7 +63,7 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         )
         seen_in_state = optax.tree.map_params(
             inner.init,
-            lambda kept, s: s if _has_rows_of(kept, s) else True,
+            _of_rows,
             state,
             seen,
             transform_non_params=lambda _: True,
@@ -80,12 +80,13 @@ def _rows_with_gradient(gradient: jax.Array) -> jax.Array:
     return jnp.any(jnp.asarray(gradient) != 0, axis=axes, keepdims=True)
 
 
-def _has_rows_of(kept: Any, rows: jax.Array) -> bool:
-    return (
-        not _is_masked(kept)
-        and jnp.ndim(kept) == rows.ndim
-        and jnp.shape(kept)[:1] == rows.shape[:1]
-    )
+def _of_rows(kept: Any, seen: Any) -> jax.Array | bool:
+    """Which rows of what is kept are seen: all, where it has no rows of the parameter's."""
+    if _is_masked(kept):
+        return True
+    (seen,) = jax.tree.leaves(seen)  # It may be in a box.
+    has_rows = jnp.ndim(kept) == seen.ndim and jnp.shape(kept)[:1] == seen.shape[:1]
+    return seen if has_rows else True
 
 
 def _choose(seen: Any, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -47,7 +47,8 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         wide_params = None if params is None else widen(params)
-        new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
+        with arrays.standard_promotion():
+            new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
         return _narrow(new_updates, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

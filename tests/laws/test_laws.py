@@ -7,6 +7,7 @@ without gradient pass through) hold or break whatever the numbers are, and so ar
 
 import functools
 import inspect
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import hypothesis.extra.numpy as hnp
@@ -690,6 +691,7 @@ NO_NUMBERS = (
     object(),
 )
 OUTSIDE = (np.nan, np.inf, -np.inf, -0.1, -1, np.float32(-0.1), np.array(np.nan))
+OUTSIDE += (10**40, 10**400, Fraction(-1, 2))
 NUMBER = Kind("must be a number in [0, inf)", OUTSIDE, (None, *NO_NUMBERS))
 POSITIVE = Kind("must be a number in (0, inf)", (0.0, *OUTSIDE), (None, *NO_NUMBERS))
 POSITIVE_OR_NONE = Kind("must be a number in (0, inf)", (0.0, *OUTSIDE), NO_NUMBERS)
@@ -841,6 +843,7 @@ def test_right_arguments_are_welcome_in_every_form(function, argument, kind):
         right = [1, 7, np.int64(7), jnp.int32(7)]
     elif kind is not DTYPE:
         right = [0.5, np.float32(0.5), np.array(0.5), jnp.asarray(0.5), jnp.bfloat16(0.5)]
+        right += [np.float64(0.5), np.longdouble(0.5), Fraction(1, 2), jnp.complex64(0.5)]
         right += [] if kind in (POSITIVE, POSITIVE_OR_NONE) else [0, 0.0]
         right += [lambda count: 0.5] if kind is SCHEDULE else []
         right += [None] if kind is POSITIVE_OR_NONE else []
