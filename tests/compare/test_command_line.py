@@ -167,7 +167,7 @@ def test_an_interruption_leaves_the_earlier_picture_and_nothing_else(tmp_path, s
         "runpy.run_module('msvag_optax.compare', run_name='__main__', alter_sys=True)"
     )
     arguments = ["--problem", "reddi-online", "--optimizers", "sgd", "adam"]
-    arguments += ["--steps", "300000000", "--learning-rates", "1e-4", "--output", str(path)]
+    arguments += ["--steps", "60000000", "--learning-rates", "1e-4", "--output", str(path)]
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
@@ -176,7 +176,7 @@ def test_an_interruption_leaves_the_earlier_picture_and_nothing_else(tmp_path, s
     ) as process:
         try:
             assert process.stderr is not None
-            assert process.stderr.readline() == "sgd: 300,000,000 steps done.\n"
+            assert process.stderr.readline() == "sgd: 60,000,000 steps done.\n"
             process.send_signal(sent)
             out, err = process.communicate(timeout=60)
         finally:
