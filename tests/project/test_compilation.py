@@ -20,7 +20,7 @@ def tiny(monkeypatch):
     """Small trees, and one pair in a process that goes on remembering what it has compiled."""
     shapes = compilation.decoder(**SMALL | {"layers": 0})
     monkeypatch.setattr(compilation, "WARM_UP", 0)
-    monkeypatch.setattr(compilation, "dense_layers", lambda: many_leaves(2))
+    monkeypatch.setattr(compilation, "dense_layers", lambda: {"kernel": (4, 2)})
     monkeypatch.setattr(compilation, "decoder", lambda: shapes)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     cached = jax.config.jax_enable_compilation_cache

@@ -34,7 +34,9 @@ def cells(line):
 
 @pytest.fixture(scope="module")
 def state_lines():
-    return [*memory.state_table(SHAPES)]
+    """Of the first block: with five more like it, no number is another in two decimals."""
+    first = {name: shape for name, shape in SHAPES.items() if not re.match("block_[1-9]", name)}
+    return [*memory.state_table(first)]
 
 
 def test_the_page_shows_what_is_remembered(state_lines):
