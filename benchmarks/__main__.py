@@ -36,7 +36,7 @@ EAGER_LEAVES = 400
 # for other threads.
 TINY, SMALL = (16, 8), (32, 16)
 
-COLUMNS = ("step", "over floor", "optax's", "trace", "compile", "state", "temporaries")
+COLUMNS = ("step", "over floor", "optax's over floor", "trace", "compile", "state", "temporaries")
 
 R = TypeVar("R", Row, Eager)
 
@@ -139,7 +139,7 @@ def in_markdown(results: Results) -> Iterator[str]:
     if results.eager:
         yield f"\n**Outside of `jit`**, {EAGER_LEAVES} leaves in float32, by their shapes.\n"
         sizes = [f"(16,) and {matrix}" for matrix in (TINY, SMALL)]
-        yield "| optimizer | optax's |" + "".join(f" {x} | over adam |" for x in sizes)
+        yield "| optimizer | optax's |" + "".join(f" {x} | {x}, over adam |" for x in sizes)
         yield "| --- | --- | --- | --- | --- | --- |"
         for row in results.eager:
             yield "| " + " | ".join(map(str, row)) + " |"

@@ -126,7 +126,9 @@ def in_words(found: Cost) -> str:
 def table() -> Iterator[str]:
     """The lines of a table in Markdown, of every optimizer under every layout."""
     mesh, shapes = make_mesh(), TREES["transformer"]()
-    yield "| optimizer |" + "".join(f" {layout}: collectives | state |" for layout in LAYOUTS)
+    yield "| optimizer |" + "".join(
+        f" {layout}: collectives | {layout}: state |" for layout in LAYOUTS
+    )
     yield "| --- |" + " --- | --- |" * len(LAYOUTS)
     for name, build in OPTIMIZERS.items():
         cells = []

@@ -6,6 +6,10 @@ library never imports, has a page for each of its packages.
 """
 
 import inspect
+import itertools
+import re
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +19,21 @@ from msvag_optax import compare, problems
 from msvag_optax.problems import digits
 
 DEMO = (problems, digits, compare)
+ROOT = Path(__file__).parents[1]
+# The headings of the overview, and the beginnings of the names of their modules, in this order.
+GROUPS = {
+    "Pieces": [
+        *(f"pieces.{name}" for name in ("weightings", "quantities", "running_average")),
+        *(f"pieces.{name}" for name in ("running_moments", "around", "formulas", "from_estimates")),
+        "pieces.",
+    ],
+    "Optimizers": [
+        *(f"optimizers.{name}" for name in ("optimizer", "msvag", "expectigrad", "novograd")),
+        "optimizers.",
+    ],
+    "Around optimizers": ["wrappers.", "diagnostics", "trees"],
+    "The demonstration": ["problems", "compare"],
+}
 
 
 def public_names() -> list[str]:
@@ -69,6 +88,24 @@ def pages() -> dict[str, str]:
     return {_title(module): _page(module, texts) for module, texts in entries.items()}
 
 
+def overview() -> str:
+    """All public names by their modules, a line for each, in Markdown; with a table of contents."""
+    modules = {module: (mo, names) for module, names in names_by_module().items()}
+    modules |= {part.__name__: (part, demo_names(part)) for part in DEMO}
+    lines, contents = [], []
+    for group, beginnings in GROUPS.items():
+        lines += [f"## {group}", ""]
+        for module in _in_order(modules, beginnings):
+            home, names = modules[module]
+            lines += [f"**[{_title(module)}]({_file(module)})**: {_first_line(module)}", ""]
+            for name in names:
+                shown = name if home is mo else f"{module}.{name}"
+                lines.append(f"* `{shown}`: {_first_line(module, home, name)}")
+            lines.append("")
+            contents.append(f"api/{_title(module)}")
+    return "\n".join([*lines, "<!-- toctree", *contents, "-->"])
+
+
 def write(folder: Path) -> None:
     """Writes all pages to `folder` and touches none that is as it should be."""
     folder.mkdir(exist_ok=True)
@@ -78,6 +115,28 @@ def write(folder: Path) -> None:
     for path, text in wanted.items():
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def _in_order(modules: Iterable[str], beginnings: list[str]) -> list[str]:
+    # A name that two beginnings fit is where the first of them is.
+    found = [sorted(m for m in modules if _title(m).startswith(x)) for x in beginnings]
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def _file(module: str) -> str:
+    """Where the source of a module is, as seen from `docs/`."""
+    file = Path(inspect.getfile(import_module(module))).relative_to(ROOT)
+    return f"../{file.parent if file.name == '__init__.py' else file}"
+
+
+def _first_line(module: str, home: ModuleType | None = None, name: str = "") -> str:
+    """What a module, or a name in it, says of itself first."""
+    thing = getattr(home, name) if home else import_module(module)
+    says = inspect.getdoc(thing) or ""
+    if home and not callable(thing):
+        # A table's own docstring is that of its type.
+        says = re.split(rf'(?s)\n{name}: .*?\n"""', inspect.getsource(home))[1].partition('"""')[0]
+    return re.sub(":math:`(.*?)`", r"$\1$", says.partition("\n")[0])
 
 
 def _line(thing: Any) -> int:

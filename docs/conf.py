@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import api_reference
+from docs import api_reference, site
 
 project = "msvag_optax"
 author = "The msvag_optax authors"
@@ -19,7 +19,9 @@ version = release = metadata.version("msvag_optax")
 extensions = [
     "myst_nb",  # pages in Markdown, and pages that are notebooks
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx-mathjax-offline",  # no page needs a network to be readable
 ]
 exclude_patterns = ["_build"]
@@ -33,13 +35,14 @@ nitpicky = True
 default_role = "code"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # a default as it is written, not what it looks like in memory
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "off"  # `make notebooks` has executed them.
@@ -50,3 +53,4 @@ def setup(app: Sphinx) -> None:
     """Writes the API reference before Sphinx looks for pages."""
     jax.config.update("jax_platforms", "cpu")
     api_reference.write(Path(app.srcdir) / "api")
+    site.setup(app)

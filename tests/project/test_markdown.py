@@ -18,7 +18,6 @@ PAGES = [
     *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
 ]
 BLOCK = re.compile(r"^```(?:python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 # These replay the references' trajectories at length, or train in many ways.
 LONG = {"migrating", "optimizers", "recipes.md"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -54,9 +53,3 @@ def test_examples_run(page, tmp_path, monkeypatch):
             run_doctest(block, names, page, line)
         else:  # The blank lines make a traceback point into the page.
             exec(compile("\n" * line + block, str(page), "exec"), names)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_to_files_lead_somewhere(page):
-    targets = {target for target in LINK.findall(page.read_text()) if ":" not in target}
-    assert {target for target in targets if not (page.parent / target).exists()} == set()
