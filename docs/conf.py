@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import api_reference, site
+from docs import api_reference, inventories, site
 
 project = "msvag_optax"
 author = "The msvag_optax authors"
@@ -41,6 +41,10 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_attr_annotations = False
 napoleon_use_rtype = False
+
+intersphinx_mapping = {
+    name: (url, str(inventories.FOLDER / f"{name}.txt")) for name, url in inventories.SITES.items()
+}
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -66,10 +66,12 @@ class LinkedCode(SphinxPostTransform):
         return [name, f"msvag_optax.{name}", *others]
 
 
-def process_signature(app: Sphinx, *about: Any) -> tuple[str, str]:
+def process_signature(app: Sphinx, *about: Any) -> tuple[str, str] | None:
     """Leaves out what a function that is a default looks like in memory."""
     *_, signature, returns = about
-    return re.sub("=<function .+?>(?=[,)])", "=...", signature or ""), returns
+    if "=<function " not in (signature or ""):
+        return None
+    return re.sub("=<function .+?>(?=[,)])", "=...", signature), returns
 
 
 def setup(app: Sphinx) -> None:
