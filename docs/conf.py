@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import api_reference, inventories, site
+from docs import api_reference, inventories, local_search, site
 
 project = "msvag_optax"
 author = "The msvag_optax authors"
@@ -58,3 +58,4 @@ def setup(app: Sphinx) -> None:
     jax.config.update("jax_platforms", "cpu")
     api_reference.write(Path(app.srcdir) / "api")
     site.setup(app)
+    local_search.setup(app)

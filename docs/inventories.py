@@ -20,7 +20,7 @@ SITES = {
 }
 # The pages of their sources that are read. NumPy's functions, say, are of no use here.
 SOURCES = {
-    "jax": "jax jax.distributed jax.lax jax.random jax.sharding jax.tree jax.tree_util".split(),
+    "jax": ["jax", *(f"jax.{x}" for x in ("distributed", "lax", "random", "sharding", "tree*"))],
     "optax": ["api/*"],
 }
 

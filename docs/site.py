@@ -54,7 +54,7 @@ class LinkedCode(SphinxPostTransform):
     def names(self, code: str) -> list[str]:
         """The full names that it may stand for."""
         match = NAME.fullmatch(code)
-        if not match or code in ARGUMENTS:
+        if not match or (code in ARGUMENTS and self.env.docname != "api"):
             return []
         name = match[1]
         # On a page, a single word such as `momentum` may be the name of anything.
