@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.memory import layers_of, normalized
 from benchmarks.step import PAIRS, Spread, about_now, checked, donated_step, spread
 from benchmarks.trees import Shapes, abstract
+from docs import sections
 
 WARM_UP = 1  # pairs that are not counted
 WIDTHS = (16, 32, 64, 48, 24)  # of dense layers, again and again
@@ -182,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table)
     if arguments.output:
         arguments.output.write_text(table + "\n")
+        sections.write(str(arguments.output))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jax import lax
 
 import msvag_optax as mo
 from benchmarks.trees import Shapes
+from docs import sections
 
 RATE = 1e-3
 WARM_UP = 2  # rounds that are not counted
@@ -152,10 +153,14 @@ def checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argp
 
 
 def write_down(output: Path | None, tables: str, values: Any) -> None:
-    """Writes tables in Markdown, and all that is in them as JSON, if there is a place for them."""
+    """Writes tables in Markdown, and all that is in them as JSON, if there is a place for them.
+
+    A page that shows this file is written anew.
+    """
     if output:
         Path(f"{output}.md").write_text(tables + "\n")
         Path(f"{output}.json").write_text(json.dumps(values, indent=1) + "\n")
+        sections.write(f"{output}.md")
 
 
 def as_json(row: Any) -> dict[str, Any]:

@@ -24,8 +24,9 @@ SECTION = re.compile(
 
 def pages() -> list[Path]:
     """All pages that are written by hand."""
+    docs = ROOT / "docs"
     built = {"_build", "api", "notebooks"}
-    found = [p for p in (ROOT / "docs").rglob("*.md") if not built & {*p.parts}]
+    found = (p for p in docs.rglob("*.md") if not built & {*p.relative_to(docs).parts})
     return [ROOT / "README.md", *sorted(found)]
 
 
@@ -34,11 +35,11 @@ def filled(page: str) -> str:
     return SECTION.sub(lambda m: f"{m[1]}\n{_section(m[2], m[3].split())}\n\n", page)
 
 
-def write() -> None:
-    """Writes the sections of all pages, and touches no page that is as it should be."""
+def write(source: str = "") -> None:
+    """Writes the pages that show something of `source`, by default all, where they differ."""
     for page in pages():
         text = page.read_text()
-        if text != filled(text):
+        if f"<!-- begin: {source}" in text and text != filled(text):
             page.write_text(filled(text))
 
 

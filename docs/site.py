@@ -63,7 +63,9 @@ class LinkedCode(SphinxPostTransform):
         for short, full in ABBREVIATIONS.items():
             name = re.sub(rf"^{re.escape(short)}", full, name)
         others = [full + name[len(k) :] for k, full in ELSEWHERE.items() if name.startswith(k)]
-        return [name, f"msvag_optax.{name}", *others]
+        here = self.env.docname.removeprefix("api/")  # a part of the demo, perhaps
+        homes = ("", "msvag_optax.", f"msvag_optax.{here}.", "msvag_optax.problems.")
+        return [*(home + name for home in homes), *others]
 
 
 def process_signature(app: Sphinx, *about: Any) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import step
 from docs import sections
 
 ROOT = Path(__file__).parents[2]
@@ -221,3 +222,24 @@ def test_a_kept_table_shows_the_kept_values(name):
     kept = ROOT / "benchmarks/results" / name
     found = benchmarks.from_json(json.loads(kept.with_suffix(".json").read_text()))
     assert kept.with_suffix(".md").read_text() == "\n".join(benchmarks.in_markdown(found)) + "\n"
+
+
+def test_a_command_writes_its_table_into_the_page_that_shows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page, other = tmp_path / "README.md", tmp_path / "docs" / "other.md"
+    other.parent.mkdir()
+    for at, name in ((page, "found.md"), (other, "another.md")):
+        at.write_text(f"Above.\n\n<!-- begin: {name} -->\n<!-- end -->\n\nBelow.\n")
+    step.write_down(Path("found"), "| a |\n| --- |\n| 1 |", {})
+    section = "<!-- begin: found.md -->\n\n| a |\n| --- |\n| 1 |\n\n<!-- end -->"
+    assert page.read_text() == f"Above.\n\n{section}\n\nBelow.\n"
+    assert "<!-- begin: another.md -->\n<!-- end -->" in other.read_text()
+
+
+def test_a_part_of_a_program_stands_in_the_page_with_its_decorators(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "ROOT", tmp_path)
+    (tmp_path / "program.py").write_text("import x\n\n\n@x\ndef f():\n    pass\n\n\ny = 1\n")
+    page = "<!-- begin: program.py f -->\n<!-- end -->\n"
+    shown = "```py\n@x\ndef f():\n    pass\n```"
+    assert sections.filled(page) == f"<!-- begin: program.py f -->\n\n{shown}\n\n<!-- end -->\n"
