@@ -30,6 +30,10 @@ class OptimizerState(NamedTuple):
     links: Any
 
 
+class _Optimizer(optax.GradientTransformationExtraArgs):
+    """What `optimizer` returns, so that it is not taken for a direction."""
+
+
 @_checks.without_mask
 def optimizer(
     direction: optax.GradientTransformation,
@@ -63,7 +67,7 @@ def optimizer(
 
     Raises:
       TypeError: if an argument has the wrong type; an estimator, such as `running_moments`, is no
-        direction.
+        direction, nor is an optimizer.
       ValueError: if an argument is out of its range; in `init`, if a pattern is found in no
         parameter's path.
 
@@ -78,6 +82,11 @@ def optimizer(
     [ 1.8 -2. ]
     """
     _checks.check_transformation("direction", direction)
+    if isinstance(direction, _Optimizer):
+        raise TypeError(
+            "`direction` must point uphill, and got an optimizer, whose updates point downhill: "
+            "give its direction, such as `optax.scale_by_adam()`, or use the optimizer as it is."
+        )
     check_is_no_estimator("direction", direction)
     links = chain(
         direction=direction,
@@ -106,4 +115,4 @@ def optimizer(
             raise
         return updates, OptimizerState(arrays.increment(state.count), new_links)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _Optimizer(init, update)

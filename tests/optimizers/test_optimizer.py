@@ -75,3 +75,9 @@ def test_a_schedule_that_returns_no_number_is_refused_by_name(params, argument, 
 def test_the_state_of_an_optimizer_is_no_state_of_nothing(params):
     with pytest.raises(ValueError, match="lacks 'count' and 6 more and has 'NoneType'"):
         mo.msvag(0.1).update(params, None, params)
+
+
+def test_an_optimizer_is_no_direction():
+    """Its updates point downhill; made steps of once more, they would go uphill without a word."""
+    with pytest.raises(TypeError, match="`direction` must point uphill, and got an optimizer"):
+        mo.optimizer(mo.msvag(0.1), 0.1)
