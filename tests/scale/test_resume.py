@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEPS, KILLS = 400, 8
+STEPS = 100
 
-# Saves at every fifth step, so that most kills meet a checkpoint that is being written.
+# Saves at every fifth step, so that each kill but the first meets a checkpoint being written.
 EXAMPLE = f"""
 import runpy, sys
 import jax, numpy as np
@@ -84,32 +83,29 @@ def command(run: str, folder: Path) -> list[str]:
     return [sys.executable, "-u", "-c", program, output, checkpoints, *arguments]
 
 
-def kill(moment: tuple[int, float], command: list[str], environment: dict[str, str]) -> None:
-    """Starts a run, and kills it so many seconds after so many lines of its log."""
-    lines, seconds = moment
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        try:
-            assert process.stdout is not None
-            log = (line for line in process.stdout if line.startswith(b"step"))
-            read = sum(1 for _ in itertools.islice(log, lines))
-            time.sleep(seconds)
-        finally:
-            process.kill()
+def being_written(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+
+def kill(lines: int, seconds: float, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Kills a run so many seconds after so many lines of its log and, then, half a checkpoint."""
+    try:
+        assert process.stdout is not None
+        log = (line for line in process.stdout if line.startswith(b"step"))
+        read = sum(1 for _ in itertools.islice(log, lines))
+        while lines and not being_written(folder) and process.poll() is None:
+            pass
+        time.sleep(seconds)
+    finally:
+        process.kill()
+    process.wait()
     assert read == lines, "the run ended before it could be killed"
     assert process.returncode == -signal.SIGKILL
 
 
-def moments() -> list[tuple[int, float]]:
-    """When to kill: twice while the run starts, then soon after one of its first saves began.
-
-    How long a save takes is not known; so the delays are spread over all orders of magnitude.
-    """
-    random_ = random.Random(0)
-    starting = [(0, random_.uniform(0, 3)) for _ in range(2)]
-    saving = [(random_.randint(1, 3), 10 ** random_.uniform(-4, -1)) for _ in range(KILLS - 2)]
-    return [*starting, *saving]
+# When to kill: while the run starts, then at its first checkpoints. How long a save takes is not
+# known; so the delays are of several orders of magnitude.
+MOMENTS = [(0, 1.5), (2, 0.0), (1, 1e-3), (1, 1e-2)]
 
 
 @pytest.mark.slow
@@ -127,9 +123,15 @@ def test_a_killed_run_ends_where_it_would_have_ended(run, tmp_path):
     subprocess.run(command(run, undisturbed), **quiet)
 
     half_written = 0
-    for moment in moments():
-        kill(moment, command(run, disturbed), environment)
-        half_written += any((disturbed / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+    for lines, seconds in MOMENTS:
+        with subprocess.Popen(
+            command(run, disturbed),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        ) as process:
+            kill(lines, seconds, disturbed, process)
+        half_written += being_written(disturbed)
     assert half_written > 0, "no kill met a checkpoint that was being written"
     subprocess.run(command(run, disturbed), **quiet)
 
