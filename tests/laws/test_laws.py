@@ -874,10 +874,10 @@ def test_pattern_that_matches_nothing_is_answered_with_the_names(function):
 @pytest.mark.parametrize("function", DECAYING, ids=lambda function: function.__name__)
 def test_patterns_find_the_names_of_holes(function):
     tx = build(function, exclude_from_weight_decay=["bias"], weight_decay=0.1)
-    labels = {"bias": "sgd", "kernel": "own", "scale": "own"}
+    labels = {"bias": "sgd", "kernel": "own"}
     for whole in (
         optax.partition({"own": tx, "sgd": optax.sgd(0.1)}, labels),
-        optax.masked(tx, {"bias": False, "kernel": True, "scale": True}),
+        optax.masked(tx, {"bias": False, "kernel": True}),
     ):
         whole.update(PARAMS, whole.init(PARAMS), PARAMS)
     tx.init(PARAMS | {"bias": None})
