@@ -247,8 +247,8 @@ TYPICAL = (
 )
 
 
-# What the checks run on: a few gradients of a small tree. Each leaf costs most checks some kernels to
-# compile, and so there are two: a scalar, and a matrix that eight devices can share.
+# What the checks run on: a few gradients of a small tree. Each leaf costs most checks some kernels
+# to compile, and so there are two: a scalar, and a matrix that eight devices can share.
 
 _random = np.random.default_rng(0)
 SHAPES = {"bias": (), "kernel": (8, 2)}

@@ -43,7 +43,8 @@ def spoil(gradients: dict[str, np.ndarray], step: int, random: np.random.Generat
     leaf = random.choice(list(SHAPES))
     match random.integers(3):
         case 0:
-            gradients[leaf][step].flat[random.integers(gradients[leaf][step].size)] = bad
+            gradient = gradients[leaf][step, ...]
+            gradient.flat[random.integers(gradient.size)] = bad
         case 1:
             gradients[leaf][step] = bad
         case 2:
@@ -265,7 +266,7 @@ def test_float16_with_a_loss_scale_trains_like_float32(optimizer):
             assert np.all(np.isfinite(leaf))
 
 
-# A million parameters in 5,000 leaves.
+# Up to a million parameters in 5,000 leaves.
 
 DECAYING = {
     "msvag": mo.msvag,
@@ -277,7 +278,6 @@ DECAYING = {
     # Without the clipping, by which each leaf feels all others.
     "bert_adamw": lambda rate, **named: mo.bert_adamw(rate, 100, 0, max_grad_norm=None, **named),
 }
-decaying = pytest.mark.parametrize("name", DECAYING)
 
 
 def many_leaves(seed: int, stages: int = 50) -> Any:
@@ -309,12 +309,11 @@ def optimizer_with_exclusions(name: str) -> Any:
 
 
 @pytest.mark.slow
-@decaying
-def test_a_block_among_five_thousand_leaves_goes_its_own_way(name):
-    params, gradients = many_leaves(0), many_leaves(1)
-    leaves = jax.tree.leaves(params)
-    assert len(leaves) == 5_000
-    assert sum(leaf.size for leaf in leaves) == 1_010_000
+@pytest.mark.parametrize(("name", "stages"), [("msvag", 50), *((name, 5) for name in DECAYING)])
+def test_a_block_among_many_leaves_goes_its_own_way(name, stages):
+    """Among 5,000 leaves for one optimizer; what finds a leaf its way is the same for all."""
+    params, gradients = many_leaves(0, stages), many_leaves(1, stages)
+    assert len(jax.tree.leaves(params)) == 100 * stages
     tx = optimizer_with_exclusions(name)
     state, alone = tx.init(params), tx.init(one_block(params))
     for _ in range(2):
@@ -340,19 +339,7 @@ def test_novograd_has_a_norm_for_each_of_five_thousand_leaves():
 
 
 @pytest.mark.slow
-def test_five_thousand_leaves_are_compiled():
-    """For one optimizer, which takes a minute; compilation time grows alike for all."""
-    params, gradients = many_leaves(0), many_leaves(1)
-    tx = optimizer_with_exclusions("msvag")
-    desired, _ = tx.update(gradients, tx.init(params), params)
-    desired = optax.apply_updates(params, desired)
-    trained, state = donated_step(tx)(params, tx.init(params), gradients)
-    assert_close(trained, desired)
-    assert optax.tree.get(state, "count") == 1
-
-
-@pytest.mark.slow
-@decaying
+@pytest.mark.parametrize("name", DECAYING)
 def test_hundreds_of_leaves_are_compiled_once_and_updated_in_place(name):
     params, gradients = many_leaves(0, stages=5), many_leaves(1, stages=5)
     tx = optimizer_with_exclusions(name)
