@@ -29,10 +29,9 @@ class Layer(eqx.Module):
 
     bias: jax.Array
     kernel: jax.Array
-    scale: jax.Array
 
     def __call__(self, x):
-        return self.scale * (x @ self.kernel) + self.bias
+        return x @ self.kernel + self.bias
 
 
 def partitioned(tree):
