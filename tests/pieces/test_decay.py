@@ -28,9 +28,8 @@ def train(tx, gradients):
     """The parameters after each step from one, under gradients that do not depend on them."""
     params = {"w": jnp.ones(gradients.shape[1]), "bias": jnp.ones(gradients.shape[1])}
     state, path = tx.init(params), []
-    update = jax.jit(tx.update)
     for gradient in gradients:
-        updates, state = update({"w": gradient, "bias": gradient}, state, params)
+        updates, state = tx.update({"w": gradient, "bias": gradient}, state, params)
         params = optax.apply_updates(params, updates)
         path.append(params)
     return path
