@@ -280,7 +280,7 @@ DECAYING = {
 }
 
 
-def many_leaves(seed: int, stages: int = 50) -> Any:
+def many_leaves(seed: int, stages: int) -> Any:
     """Stages of 25 blocks of two layers, which have a kernel and a bias each."""
     random = np.random.default_rng(seed)
 
@@ -299,7 +299,7 @@ def many_leaves(seed: int, stages: int = 50) -> Any:
 
 
 def one_block(tree: Any) -> Any:
-    return {"stage_4": {"block_11": tree["stage_4"]["block_11"]}}
+    return {"stage_1": {"block_11": tree["stage_1"]["block_11"]}}
 
 
 def optimizer_with_exclusions(name: str) -> Any:
@@ -325,8 +325,8 @@ def test_a_block_among_many_leaves_goes_its_own_way(name, stages):
 
 
 @pytest.mark.slow
-def test_novograd_has_a_norm_for_each_of_five_thousand_leaves():
-    params, gradients = many_leaves(0), many_leaves(1)
+def test_novograd_has_a_norm_for_each_of_hundreds_of_leaves():
+    params, gradients = many_leaves(0, stages=5), many_leaves(1, stages=5)
     tx = optimizer_with_exclusions("novograd")
     _, state = tx.update(gradients, tx.init(params), params)
     norms = optax.tree.get(state, "second_moment").average
@@ -341,7 +341,7 @@ def test_novograd_has_a_norm_for_each_of_five_thousand_leaves():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECAYING)
 def test_hundreds_of_leaves_are_compiled_once_and_updated_in_place(name):
-    params, gradients = many_leaves(0, stages=5), many_leaves(1, stages=5)
+    params, gradients = many_leaves(0, stages=2), many_leaves(1, stages=2)
     tx = optimizer_with_exclusions(name)
     state = tx.init(params)
     few = jax.tree.map(jnp.copy, one_block(params))
