@@ -31,7 +31,7 @@ GROUPS = {
         *(f"optimizers.{name}" for name in ("optimizer", "msvag", "expectigrad", "novograd")),
         "optimizers.",
     ],
-    "Around optimizers": ["wrappers.", "diagnostics", "trees"],
+    "Around optimizers": ["wrappers.", "diagnostics", "memory", "trees"],
     "The demonstration": ["problems", "compare"],
 }
 

@@ -18,6 +18,8 @@ from msvag_optax._trees.selection import fewer_than_two_axes as fewer_than_two_a
 from msvag_optax.diagnostics import noise_scale as noise_scale
 from msvag_optax.diagnostics import signal_to_noise as signal_to_noise
 from msvag_optax.diagnostics import watch_moments as watch_moments
+from msvag_optax.memory import StateBytes as StateBytes
+from msvag_optax.memory import state_bytes as state_bytes
 from msvag_optax.optimizers.adamw import adamw as adamw
 from msvag_optax.optimizers.amsgrad import amsgrad as amsgrad
 from msvag_optax.optimizers.bert import bert_adamw as bert_adamw
@@ -33,6 +35,7 @@ from msvag_optax.optimizers.optimizer import optimizer as optimizer
 from msvag_optax.pieces.around import before as before
 from msvag_optax.pieces.around import bias_corrected as bias_corrected
 from msvag_optax.pieces.around import running_max as running_max
+from msvag_optax.pieces.cautious import cautious as cautious
 from msvag_optax.pieces.chain import chain as chain
 from msvag_optax.pieces.chain_estimators import chain_estimators as chain_estimators
 from msvag_optax.pieces.decay import add_decayed_weights as add_decayed_weights
@@ -46,10 +49,14 @@ from msvag_optax.pieces.formulas import over_rms as over_rms
 from msvag_optax.pieces.formulas import sign_of_mean as sign_of_mean
 from msvag_optax.pieces.formulas import variance_adaptation_factor as variance_adaptation_factor
 from msvag_optax.pieces.from_estimates import from_estimates as from_estimates
+from msvag_optax.pieces.mean_square import adam_mini_axes as adam_mini_axes
+from msvag_optax.pieces.mean_square import mean_square as mean_square
+from msvag_optax.pieces.observations import observations as observations
 from msvag_optax.pieces.piece import piece as piece
 from msvag_optax.pieces.quantities import layer_square_norm as layer_square_norm
 from msvag_optax.pieces.quantities import square as square
 from msvag_optax.pieces.rates import momentum as momentum
+from msvag_optax.pieces.recurrence import recurrence as recurrence
 from msvag_optax.pieces.running_average import running_average as running_average
 from msvag_optax.pieces.running_moments import Moments as Moments
 from msvag_optax.pieces.running_moments import moments_in as moments_in

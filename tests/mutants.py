@@ -635,7 +635,7 @@ def patterns_from_the_start_of_the_path(original, patterns, name):
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-@mutant("_trees.paths", "_path_name", f"{PATHS} -k haiku")
+@mutant("_trees.paths", "path_name", f"{PATHS} -k haiku")
 def haikus_spelling(original, path):
     return "/".join(str(getattr(key, "key", key)) for key in path)
 

@@ -74,9 +74,7 @@ def _leaf_names(tree: Any, is_leaf: Callable[[Any], bool]) -> list[str]:
         tree, is_leaf=lambda node: is_box(node) or is_leaf(node)
     )
     # A box holds one array or several, or a hole, where `optax.masked` has made one.
-    return [
-        _path_name(path) for path, node in nodes for _ in jax.tree.leaves(node, is_leaf=is_leaf)
-    ]
+    return [path_name(path) for path, node in nodes for _ in jax.tree.leaves(node, is_leaf=is_leaf)]
 
 
 def is_hole(node: Any) -> bool:
@@ -97,7 +95,8 @@ def _makes_boxes(kind: type) -> bool:
     )
 
 
-def _path_name(path: Sequence[Any]) -> str:
+def path_name(path: Sequence[Any]) -> str:
+    """The name of what stands at a path of JAX's."""
     parts = "/".join(_key_name(key) for key in path).split("/")
     return "/".join(part for part in parts if part != "~")
 

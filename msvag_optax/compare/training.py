@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from msvag_optax.memory import state_bytes
 from msvag_optax.problems import Problem
 
 _PATIENCE = 0.2  # Seconds until the progress bar moves and Ctrl-C is heard, at the latest.
@@ -194,6 +195,5 @@ def _metrics_of_all(metrics: Callable[[Any], dict[str, jax.Array]], params: Any)
 
 def _state_bytes_per_parameter(problem: Problem, tx: optax.GradientTransformation) -> float:
     params = jax.eval_shape(problem.init, jax.random.key(0))
-    state = jax.eval_shape(tx.init, params)
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return total / sum(leaf.size for leaf in jax.tree.leaves(params))
+    # A count is no bytes of a parameter's; some of these problems have just one parameter.
+    return state_bytes(tx, params).of_parameters / sum(x.size for x in jax.tree.leaves(params))

@@ -34,7 +34,8 @@ def over_rms(
 
     Returns:
       The formula `(gradient, second_moment, mean=None) -> update`, for `from_estimates`. The
-      second moment has the shape of the gradient or broadcasts to it.
+      second moment has the shape of the gradient or broadcasts to it; of the `mean_square` of
+      blocks, each element of a block is divided by the block's.
 
     Raises:
       TypeError: if an argument is no real scalar.
@@ -59,7 +60,17 @@ def _over_rms(
     second_moment: jax.Array,
     mean: jax.Array | None = None,
 ) -> jax.Array:
-    return divide(gradient if mean is None else mean, _root(second_moment + eps_root) + eps)
+    update = gradient if mean is None else mean
+    return divide(update, _spread(_root(second_moment + eps_root) + eps, update.shape))
+
+
+def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`x`, repeated along each axis that it counts in blocks; what broadcasts stays as it is."""
+    if x.ndim == len(shape):
+        for axis, (blocks, size) in enumerate(zip(x.shape, shape, strict=True)):
+            if 1 < blocks < size:
+                x = jnp.repeat(x, size // blocks, axis=axis)
+    return x
 
 
 def _divide(x: jax.Array, y: jax.Array) -> jax.Array:

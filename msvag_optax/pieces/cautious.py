@@ -1,0 +1,58 @@
+"""Any direction, where it agrees with the gradient."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msvag_optax import _checks
+from msvag_optax._trees.rules import Piece
+from msvag_optax.pieces.from_estimates import from_estimates
+from msvag_optax.wrappers.dependable import dependable
+
+
+def cautious(direction: optax.GradientTransformation) -> Piece:
+    r"""Keeps of any direction only the elements that have the sign of their gradient.
+
+    .. math::
+        u_t = \frac{n}{k_t + 1} \, \phi_t \, d_t, \qquad \phi_t = [d_t \, g_t > 0], \quad
+        k_t = \sum_i \phi_{t, i}
+
+    where :math:`d_t` is what `direction` makes of the gradient :math:`g_t` and :math:`n` the number
+    of elements of the leaf. What is kept is lengthened by the share that is not, so that a rate
+    that was tuned without it serves. It has no state of its own. A momentum that still points
+    uphill waits until its gradient turns; the loss of a small enough step cannot rise.
+
+    Of complex numbers, the real part of :math:`\bar d_t g_t` decides. Inside of `shard_map` each
+    device counts the elements that it holds.
+
+    Args:
+      direction: any transformation of the gradients, without a learning rate.
+
+    Returns:
+      A transformation whose update has the gradient's dtype.
+
+    Raises:
+      TypeError: if `direction` is no gradient transformation.
+
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> tx = mo.cautious(mo.momentum(0.5))
+    >>> state = tx.init(jnp.zeros(3))
+    >>> for gradient in ([4.0, 4.0, 4.0], [1.0, 1.0, -1.0]):  # the last turns
+    ...     update, state = tx.update(jnp.asarray(gradient), state)
+    >>> print(update)  # the momentum is 3, 3, 1
+    [3. 3. 0.]
+
+    Source: Liang et al., *Cautious Optimizers: Improving Training with One Line of Code* (2024),
+    algorithm 1, whose :math:`\xi` is 1 here as it is there.
+    """
+    _checks.check_transformation("direction", direction)
+    return dependable(from_estimates(_agreeing, direction=direction))
+
+
+def _agreeing(gradient: jax.Array, direction: jax.Array) -> jax.Array:
+    # Signs, since a product of small numbers underflows.
+    agrees = (jnp.conj(jnp.sign(direction)) * jnp.sign(gradient)).real > 0
+    kept = jnp.sum(agrees, dtype=direction.real.dtype)
+    # A product, in which a direction that is not finite is seen.
+    return direction * jnp.where(agrees, agrees.size / (kept + 1), 0)
