@@ -15,11 +15,13 @@ from msvag_optax._trees.paths import path_names as path_names
 from msvag_optax._trees.rules import Estimator as Estimator
 from msvag_optax._trees.rules import Piece as Piece
 from msvag_optax._trees.selection import fewer_than_two_axes as fewer_than_two_axes
+from msvag_optax.diagnostics import Reading as Reading
 from msvag_optax.diagnostics import noise_scale as noise_scale
 from msvag_optax.diagnostics import signal_to_noise as signal_to_noise
 from msvag_optax.diagnostics import watch_moments as watch_moments
 from msvag_optax.memory import StateBytes as StateBytes
 from msvag_optax.memory import state_bytes as state_bytes
+from msvag_optax.microbatches import Microbatches as Microbatches
 from msvag_optax.optimizers.adamw import adamw as adamw
 from msvag_optax.optimizers.amsgrad import amsgrad as amsgrad
 from msvag_optax.optimizers.bert import bert_adamw as bert_adamw
@@ -35,6 +37,7 @@ from msvag_optax.optimizers.optimizer import optimizer as optimizer
 from msvag_optax.pieces.around import before as before
 from msvag_optax.pieces.around import bias_corrected as bias_corrected
 from msvag_optax.pieces.around import running_max as running_max
+from msvag_optax.pieces.batch_variance import batch_variance as batch_variance
 from msvag_optax.pieces.cautious import cautious as cautious
 from msvag_optax.pieces.chain import chain as chain
 from msvag_optax.pieces.chain_estimators import chain_estimators as chain_estimators
@@ -62,6 +65,7 @@ from msvag_optax.pieces.running_moments import Moments as Moments
 from msvag_optax.pieces.running_moments import moments_in as moments_in
 from msvag_optax.pieces.running_moments import running_moments as running_moments
 from msvag_optax.pieces.variance_adapted import variance_adapted as variance_adapted
+from msvag_optax.pieces.watch_noise import watch_noise as watch_noise
 from msvag_optax.pieces.weightings import Weighting as Weighting
 from msvag_optax.pieces.weightings import arithmetic as arithmetic
 from msvag_optax.pieces.weightings import bias_correction as bias_correction

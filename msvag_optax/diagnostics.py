@@ -1,11 +1,14 @@
 """Diagnostics: how noisy the gradients are, read from the state of an optimizer."""
 
-from typing import Any
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from msvag_optax import _checks, _compat
 from msvag_optax._trees import arrays, mesh_axes, paths, selection
 from msvag_optax._trees.selection import Selection
 from msvag_optax.pieces.quantities import square
@@ -15,6 +18,7 @@ from msvag_optax.pieces.running_moments import (
     moments_in,
     running_moments,
 )
+from msvag_optax.pieces.watch_noise import WatchNoiseState
 from msvag_optax.pieces.weightings import Weighting
 from msvag_optax.wrappers.dependable import dependable
 
@@ -23,7 +27,9 @@ def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs
     """Remembers the moments of the gradients that pass, and passes them on.
 
     At the head of a chain it makes the diagnostics of this module readable from the state of any
-    optimizer; `msvag`, `svag` and `variance_adapted` have moments of their own.
+    optimizer; `msvag`, `svag` and `variance_adapted` have moments of their own. It compares the
+    gradients of different steps; `watch_noise` compares gradients within each step, and is right
+    where this one fails.
 
     Args:
       weighting: what the newest gradient counts, such as `exponential(0.99)`.
@@ -59,34 +65,72 @@ def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs
     return dependable(optax.GradientTransformationExtraArgs(moments.init, update))
 
 
-def signal_to_noise(state: optax.OptState, *, stacked: Selection = ()) -> Any:
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value", "steps", "examples"),
+    meta_fields=("source",),
+)
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What `noise_scale` or `signal_to_noise` has read, and from what; a tree of arrays to JAX.
+
+    Attributes:
+      value: what the function returns without `details`; not a number where nothing can be said.
+      source: `"within steps"`, from the state of `watch_noise`, or `"over steps"`, from moments of
+        the gradients of different steps.
+      steps: over how many steps: of equal weight, as many would tell as much.
+      examples: the mean number of examples in a batch; None over steps, whose moments do not know.
+    """
+
+    value: Any
+    source: str
+    steps: jax.Array
+    examples: jax.Array | None
+
+
+def signal_to_noise(
+    state: optax.OptState, *, stacked: Selection = (), details: bool = False
+) -> Any:
     r"""The signal-to-noise ratio of each layer's gradient.
 
     .. math::
-        \sqrt{\frac{\max(0, \sum_i (m_i^2 - \rho \hat s_i))}{\sum_i \hat s_i}}
+        \sqrt{\frac{\max(0, L)}{V / n}}
 
-    over the elements :math:`i` of a layer, where :math:`m` is the mean gradient, :math:`\hat s` the
-    variance of one gradient and :math:`\rho \hat s` that of the mean, which is what noise alone
-    adds to :math:`m^2` if gradients are independent. In the state of an optimizer they are not
-    quite: it answers the noise of one gradient by the next, and the parameters move. A weak signal
-    is then read too low. Where that matters, hold the parameters still for some mini-batches under
-    `watch_moments(arithmetic())`.
+    where, for a layer, :math:`L` is an estimate of the squared length of the true gradient, and
+    :math:`V / n` one of the variance of the gradient of one batch, summed over the elements. With
+    `watch_noise` in the chain they are compared within each batch of :math:`n` examples, at the
+    same parameters, and have no bias. Without it, they are read from moments over steps,
+    :math:`L = \sum_i (m_i^2 - \rho \hat s_i)` and :math:`V / n = \sum_i \hat s_i`, where :math:`m`
+    is the mean gradient, :math:`\hat s` the variance of one gradient and :math:`\rho \hat s` that
+    of the mean, which is what noise alone adds to :math:`m^2` if gradients are independent.
+
+    **Where reading over steps fails.** In the state of an optimizer gradients are not independent:
+    it answers the noise of one gradient by the next, and the parameters move. A weak signal is then
+    read too low, and at learning rates at which one trains often as none. `watch_noise` is the
+    remedy, and costs two numbers a layer. Without it, hold the parameters still for some
+    mini-batches under `watch_moments(arithmetic())`.
 
     Args:
-      state: the state of an optimizer that keeps moments: `msvag`, `svag`, `variance_adapted`, or
-        any with `watch_moments` in its chain.
+      state: the state of an optimizer that has `watch_noise` in its chain, which is preferred, or
+        keeps moments: `msvag`, `svag`, `variance_adapted`, or any with `watch_moments` in its
+        chain.
       stacked: which parameters hold a layer in each row of their leading axis, as for
-        `layer_square_norm`; every other leaf is one layer.
+        `layer_square_norm`; every other leaf is one layer. `watch_noise` has an argument of its
+        own in place of this one.
+      details: whether to return a `Reading`, which says what was read, and over how many steps.
 
     Returns:
       A tree like the parameters' with a float for each leaf, or an array of shape (layers,) for a
       stacked one; infinite where there is no noise, 0 where no signal can be told from noise, or
-      where there is neither.
+      where there is neither. Before there are enough steps, not a number. With `details`, a
+      `Reading` of that.
 
     Raises:
       TypeError: if `stacked` is no sequence of strings and no such function.
-      ValueError: if the state keeps no moments, or moments in several places; if a pattern is no
-        regular expression, or is found in no parameter's path, or that parameter is a scalar.
+      ValueError: if the state keeps neither, or one of them in several places; outside of `jit`
+        and without `details`, if there are not enough steps: one with `watch_noise`, else two; if a
+        pattern is no regular expression, or is found in no parameter's path, or that parameter is a
+        scalar; if `stacked` is given for the state of a `watch_noise`.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
@@ -99,37 +143,46 @@ def signal_to_noise(state: optax.OptState, *, stacked: Selection = ()) -> Any:
     >>> {name: round(float(ratio), 1) for name, ratio in mo.signal_to_noise(state).items()}
     {'loud': 16.6, 'quiet': 0.0}
     """
-    layers = selection.layers(stacked)
-    moments = _moments_of(state)
-    means = jax.tree.map(lambda node: node.mean, moments, is_leaf=_is_moments)
-    layers.check(means)
+    _checks.check_flags(details=details)
+    found = _find(state, stacked)
 
-    def ratio(name: str, moments: Moments) -> jax.Array:
-        shape = jax.ShapeDtypeStruct(moments.mean.shape, moments.mean.dtype)
-        signal, noise = _signal_and_noise(moments, layers.at(name, shape))
-        return jnp.sqrt(_quotient(jnp.maximum(0, signal), noise))
+    def ratio(signal: jax.Array, noise: jax.Array) -> jax.Array:
+        return _if(found.is_enough, jnp.sqrt(_quotient(jnp.maximum(0, signal), noise)))
 
-    return jax.tree.map(ratio, paths.path_names(means), moments)
+    value = jax.tree.map(ratio, found.signal, found.noise)
+    if details:
+        return found.reading(value)
+    found.check_steps()
+    return value
 
 
-def noise_scale(state: optax.OptState) -> jax.Array:
-    r"""The simple noise scale: how many gradients to average before their noise equals the signal.
+def noise_scale(state: optax.OptState, *, details: bool = False) -> Any:
+    r"""The simple noise scale: how many batches to average before their noise equals the signal.
 
     .. math::
-        B = \frac{\sum_i \hat s_i}{\max(0, \sum_i (m_i^2 - \rho \hat s_i))}
+        B = \frac{\sum V / n}{\sum L}
 
-    over all elements :math:`i` of all leaves, with the symbols of `signal_to_noise`. In units of
-    the batch that one gradient was taken on: batches much smaller than :math:`B` times that waste
-    no data, much larger ones do.
+    over all layers, with the symbols of `signal_to_noise`. It is in units of the batch that one
+    gradient was taken on: times the number of examples in it, it is a number of examples. Batches
+    much smaller than that waste no data, much larger ones do.
+
+    **Where reading over steps fails**, as `signal_to_noise` says, there is no signal left in the
+    moments, and no noise scale. It is then refused: what one would have to return is infinity,
+    where the truth may be a few batches. `watch_noise` is the remedy.
 
     Args:
-      state: the state of an optimizer that keeps moments, as for `signal_to_noise`.
+      state: the state of an optimizer, as for `signal_to_noise`.
+      details: whether to return a `Reading`, which says what was read, and over how many steps.
 
     Returns:
-      A float; infinite where no signal can be told from noise, 0 where there is no noise.
+      A float; 0 where there is no noise. Where nothing can be said (there is no signal that can be
+      told from noise, or there are not enough steps) it is refused, or inside of `jit` not a
+      number. With `details`, a `Reading`, whose value is then not a number.
 
     Raises:
-      ValueError: if the state keeps no moments, or moments in several places.
+      ValueError: if the state keeps nothing to read, or in several places; outside of `jit` and
+        without `details`, if no signal can be told from noise, or there are not enough steps: one
+        with `watch_noise`, else two.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
@@ -139,14 +192,116 @@ def noise_scale(state: optax.OptState) -> jax.Array:
     ...     _, state = tx.update(jnp.asarray(gradient), state)
     >>> print(f"{mo.noise_scale(state):.2f}")
     0.25
+    >>> reading = mo.noise_scale(state, details=True)
+    >>> print(reading.source, reading.steps.round(-2))  # 1999, and fading
+    over steps 1500.0
 
     Source: McCandlish et al., *An Empirical Model of Large-Batch Training* (2018), equation 2.9.
     """
-    leaves = jax.tree.leaves(_moments_of(state), is_leaf=_is_moments)
-    pairs = [_signal_and_noise(moments) for moments in leaves]
-    signal = jnp.asarray(sum(signal for signal, _ in pairs), float)
-    noise = jnp.asarray(sum(noise for _, noise in pairs), float)
-    return _quotient(noise, jnp.maximum(0, signal))
+    _checks.check_flags(details=details)
+    found = _find(state)
+    signal, noise = (
+        jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree))), float)
+        for tree in (found.signal, found.noise)
+    )
+    has_answer = (signal > 0) | (noise == 0)
+    value = _if(found.is_enough & has_answer, _quotient(noise, signal))
+    if details:
+        return found.reading(value)
+    found.check_steps()
+    if not _compat.is_tracer(has_answer) and not has_answer:
+        raise ValueError(
+            f"No signal can be told from noise in {found.steps:.0f} gradients {found.source}, so "
+            f"that there is no noise scale to read. {found.remedy}"
+        )
+    return value
+
+
+class _Found(NamedTuple):
+    """Signal and noise of each layer, and where they come from.
+
+    Attributes:
+      signal: the squared length of the gradient without noise; it may be negative, by chance.
+      noise: the variance of one batch's gradient.
+      source: as in `Reading`; the others likewise.
+      is_enough: whether there are enough steps to say anything.
+      remedy: what to do where that is not so, or no signal is found.
+    """
+
+    signal: Any
+    noise: Any
+    source: str
+    steps: jax.Array
+    examples: jax.Array | None
+    is_enough: jax.Array
+    remedy: str
+
+    def reading(self, value: Any) -> Reading:
+        return Reading(value, self.source, self.steps, self.examples)
+
+    def check_steps(self) -> None:
+        if not _compat.is_tracer(self.is_enough) and not self.is_enough:
+            raise ValueError(f"There are not enough steps to read the noise from. {self.remedy}")
+
+
+_WATCH = (
+    "The moments over steps lose the signal where the optimizer answers the noise of one gradient "
+    "by the next: compare gradients within each step, by `watch_noise`."
+)
+_WAIT = "Average over more steps, or take larger batches. (A batch of one example tells nothing.)"
+
+
+def _find(state: optax.OptState, stacked: Selection = ()) -> _Found:
+    layers = selection.layers(stacked)
+    watched = _nodes_of(state, WatchNoiseState)
+    if not watched:
+        moments = _nodes_of(state, RunningMomentsState)
+        return _over_steps(_one_of(moments, "the moments of the gradients", "watch_noise"), layers)
+    if stacked != ():
+        raise ValueError(
+            "`stacked` must be given to `watch_noise` itself, where that is in the chain: its "
+            "state has one pair of numbers for each layer."
+        )
+    return _within_steps(_one_of(watched, "the noise of the batches", "watch_noise"))
+
+
+def _within_steps(state: WatchNoiseState) -> _Found:
+    _check_whole(state.square_length)
+    observations, rho, examples = map(_number, state[:3])
+    is_enough = observations > 0
+    return _Found(
+        signal=jax.tree.map(_layers, state.square_length),
+        noise=jax.tree.map(lambda v: _layers(v) / jnp.maximum(examples, 1), state.variance),
+        source="within steps",
+        steps=jnp.where(is_enough, 1 / rho, 0),
+        examples=examples,
+        is_enough=is_enough,
+        remedy=_WAIT,
+    )
+
+
+def _over_steps(state: RunningMomentsState, layers: paths.PerLeaf) -> _Found:
+    _check_whole(state.mean)
+    layers.check(state.mean)
+    rho = _number(state.sum_of_squared_weights)
+
+    def signal_and_noise(name: str, moments: Moments) -> tuple[jax.Array, jax.Array]:
+        shape = jax.ShapeDtypeStruct(moments.mean.shape, moments.mean.dtype)
+        return _signal_and_noise(moments, layers.at(name, shape))
+
+    pairs = jax.tree.map(signal_and_noise, paths.path_names(state.mean), moments_in(state))
+    signal, noise = (
+        jax.tree.map(lambda _, pair, i=i: pair[i], state.mean, pairs) for i in range(2)
+    )
+    return _Found(
+        signal=signal,
+        noise=noise,
+        source="over steps",
+        steps=jnp.where(rho < 1, 1 / rho, _number(state.observations)),
+        examples=None,
+        is_enough=rho < 1,
+        remedy=_WATCH,
+    )
 
 
 def _signal_and_noise(moments: Moments, rows: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -164,20 +319,37 @@ def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(numerator == 0, 0, numerator / denominator)
 
 
-def _is_moments(node: Any) -> bool:
-    return isinstance(node, Moments)
+def _if(condition: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.where(condition, value, jnp.nan)
 
 
-def _moments_of(state: optax.OptState) -> Any:
+def _layers(kept: jax.Array) -> jax.Array:
+    """What is kept of a leaf: a number, or one for each of the layers in it."""
+    return kept.ravel() if kept.ndim else kept
+
+
+def _number(kept: Any) -> jax.Array:
+    """A number that all leaves share; Flax NNX boxes what it holds."""
+    (number,) = jax.tree.leaves(kept)
+    return jnp.asarray(number)
+
+
+def _nodes_of(state: optax.OptState, kind: type) -> list[Any]:
     def is_found(node: Any) -> bool:
-        return isinstance(node, RunningMomentsState)
+        return isinstance(node, kind)
 
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_found) if is_found(node)]
-    if len(found) != 1:
+    return [node for node in jax.tree.leaves(state, is_leaf=is_found) if is_found(node)]
+
+
+def _one_of(nodes: list[Any], what: str, link: str) -> Any:
+    if len(nodes) != 1:
         raise ValueError(
-            "`state` must keep the moments of the gradients in one place (see `watch_moments`), "
-            f"got a state that keeps them in {len(found)}."
+            f"`state` must keep {what} in one place (see `{link}`), "
+            f"got a state that keeps them in {len(nodes)}."
         )
-    for mean in jax.tree.leaves(found[0].mean):
-        mesh_axes.check_whole(mean, "Read the state outside of `shard_map`.")
-    return moments_in(found[0])
+    return nodes[0]
+
+
+def _check_whole(tree: Any) -> None:
+    for leaf in jax.tree.leaves(tree):
+        mesh_axes.check_whole(leaf, "Read the state outside of `shard_map`.")

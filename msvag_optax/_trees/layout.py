@@ -12,18 +12,22 @@ from msvag_optax._trees import arrays, mismatch, paths
 class Parts:
     """A tree like the updates among what leaves share, of which each leaf is to get its part."""
 
-    def __init__(self, tree: Any) -> None:
-        """Wraps the tree."""
-        self.tree = tree
+    def __init__(self, tree: Any, name: str = "") -> None:
+        """Wraps the tree; an error about it says the name of the extra argument, if there is one.
 
-    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        Where the updates have a hole, as `optax.masked` and `optax.partition` make, the tree may
+        have its part nevertheless.
+        """
+        self.tree, self.name = tree, name
+
+    def tree_flatten(self) -> tuple[tuple[Any], str]:
         """A node of JAX's, so that shared values may be mapped over."""
-        return (self.tree,), None
+        return (self.tree,), self.name
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Any]) -> "Parts":
+    def tree_unflatten(cls, name: str, children: tuple[Any]) -> "Parts":
         """The inverse."""
-        return cls(*children)
+        return cls(*children, name)
 
 
 @jax.tree_util.register_static
@@ -65,16 +69,18 @@ class Leaves:
             what = "the state or parameters they meet"
             raise mismatch.structure_mismatch(self.tree, other, what) from None
 
-    def _split_parts(self, other: Any) -> list[Any]:
+    def _split_parts(self, other: Parts) -> list[Any]:
         """The same of a tree that may have a part where there is no gradient."""
-        gradients, treedef = jax.tree.flatten(self.tree, is_leaf=lambda node: node is None)
+        gradients, treedef = jax.tree.flatten(self.tree, is_leaf=paths.is_hole)
         try:
-            parts = treedef.flatten_up_to(other)
+            parts = treedef.flatten_up_to(other.tree)
         except ValueError:
-            what = "the extra argument"
-            raise mismatch.structure_mismatch(self.tree, other, what) from None
+            what = f"the extra argument{f' `{other.name}`' if other.name else ''}"
+            raise mismatch.structure_mismatch(self.tree, other.tree, what) from None
         return [
-            part for gradient, part in zip(gradients, parts, strict=True) if gradient is not None
+            part
+            for gradient, part in zip(gradients, parts, strict=True)
+            if not paths.is_hole(gradient)
         ]
 
     def join(self, values: list[Any]) -> Any:
@@ -100,9 +106,7 @@ class Leaves:
     def distribute(self, shared: Any) -> Callable[[int], Any]:
         """What leaf `i` gets of what is shared: all, but of `Parts` its own."""
         values, treedef = jax.tree.flatten(shared, is_leaf=lambda x: isinstance(x, Parts))
-        columns = {
-            i: self._split_parts(x.tree) for i, x in enumerate(values) if isinstance(x, Parts)
-        }
+        columns = {i: self._split_parts(x) for i, x in enumerate(values) if isinstance(x, Parts)}
         if not columns:
             return lambda _: shared
         return lambda leaf: treedef.unflatten(

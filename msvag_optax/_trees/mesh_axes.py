@@ -65,6 +65,20 @@ def check_whole(x: jax.Array, remedy: str) -> None:
         )
 
 
+def check_cut(axis_names: str | Sequence[str], x: jax.Array) -> None:
+    """Raises if `shard_map` knows that an array is the same on all devices along an axis."""
+    for name in _names(axis_names):
+        tracked = name in _compat.varying_axes(jax.lax.axis_index(name))
+        if tracked and name not in _compat.varying_axes(x):
+            raise ValueError(
+                f"A gradient of shape {x.shape} is the same on all devices along the mesh axis "
+                f"{name!r}: it is summed over them already, as `shard_map` does with respect to "
+                "parameters that do not vary. Take it with respect to "
+                f'`jax.lax.pcast(params, {name!r}, to="varying")`, which is `jax.lax.pvary` in old '
+                "versions."
+            )
+
+
 def _is_cut_over(name: str, piece: jax.Array) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes and name in set(mesh.axis_names) - set(mesh.manual_axes):

@@ -38,6 +38,15 @@ class LeafMismatchError(LeafError):
     )
 
 
+class PartMismatchError(LeafError):
+    """A part of an extra argument that does not fit; `what` has its name, the part and a shape."""
+
+    sentence = (
+        "The extra argument `{what[0]}` has {what[1]} for {name!r}, whose gradient has shape "
+        "{what[2]}: it must have a real array of that shape."
+    )
+
+
 class ReturnedStateError(LeafError):
     """A state that a leaf has returned in another shape; `what` has that shape and its own."""
 
@@ -63,6 +72,15 @@ def check_kept(gradient: jax.Array, observed: jax.Array, kept: jax.Array) -> Non
     """
     if observed.shape != kept.shape:
         raise LeafMismatchError((gradient.shape, kept.shape))
+
+
+def check_part(argument: str, gradient: jax.Array, part: Any) -> None:
+    """Raises unless the part of an extra argument is real, and has the shape of the gradient."""
+    is_real = part is not None and not jnp.iscomplexobj(part)
+    if not is_real or arrays.shape_of(part) != gradient.shape:
+        kind = "complex numbers of shape" if part is not None and not is_real else "shape"
+        found = "nothing" if part is None else f"{kind} {arrays.shape_of(part)}"
+        raise PartMismatchError((argument, found, gradient.shape))
 
 
 def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:

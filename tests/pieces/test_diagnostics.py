@@ -56,7 +56,7 @@ def test_noise_alone_has_no_signal():
 
 def test_noise_scale_does_not_ask_how_elements_are_divided_into_leaves():
     """Also where a leaf has less signal than noise alone would show."""
-    observed = np.asarray([[1.0, 2.0, 1.0], [-1.0, 0.0, 0.1]], np.float32)  # no mean; 1; 0.55
+    observed = np.asarray([[1.0, 3.0, 1.0], [-1.0, 1.0, 0.1]], np.float32)  # no mean; 2; 0.55
     tx = mo.watch_moments(mo.arithmetic())
     _, together = run(tx, jnp.asarray(observed), jnp.ones(3))
     leaves = {str(i): jnp.asarray(observed[:, i]) for i in range(3)}
@@ -84,7 +84,8 @@ def test_no_gradient_no_signal_no_noise():
     ratios = mo.signal_to_noise(state)
     assert ratios["unused"] == ratios["empty"] == 0
     assert jnp.isfinite(ratios["huge"])
-    assert mo.noise_scale(tx.init({})) == 0
+    _, state = run(tx, {"unused": gradients["unused"]}, {"unused": params["unused"]})
+    assert mo.noise_scale(state) == 0
 
 
 def test_read_from_flax_nnx():

@@ -1,0 +1,272 @@
+"""Noise within a batch: from its examples, from its microbatches, and as `watch_noise` keeps it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.experimental import aggregating
+
+import msvag_optax as mo
+from msvag_optax.problems.digits import Perceptron, load_split
+
+RNG = np.random.default_rng(0)
+EXAMPLES = {  # the gradients of 12 examples
+    "w": jnp.asarray(RNG.normal(1.0, 2.0, (12, 3, 4)), jnp.float32),
+    "b": jnp.asarray(RNG.normal(-1.0, 0.5, (12, 4)), jnp.float32),
+}
+PARAMS = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), EXAMPLES)
+
+
+def sample(examples=EXAMPLES):
+    """The gradient of a batch, and its extra arguments, as optax makes them."""
+    gradient = jax.tree.map(lambda g: g.mean(0), examples)
+    squares = jax.tree.map(lambda g, m: jnp.sum(jnp.abs(g - m) ** 2, 0), examples, gradient)
+    size = len(jax.tree.leaves(examples)[0])
+    return gradient, {"sum_sq_diff_grads": squares, "sample_size": size}
+
+
+def parts(examples=EXAMPLES, sizes=(3, 3, 3, 3), params=PARAMS):
+    """The same from microbatches of these sizes."""
+    batch, start = mo.Microbatches.init(params), 0
+    for size in sizes:
+        part = jax.tree.map(lambda g, a=start, b=size: g[a : a + b].mean(0), examples)
+        batch, start = batch.add(part, size), start + size
+    return batch.result()
+
+
+def assert_close(actual, desired, **tolerance):
+    jax.tree.map(lambda a, d: np.testing.assert_allclose(a, d, **tolerance), actual, desired)
+
+
+def test_estimate_is_the_sample_variance_of_the_examples():
+    gradient, extra = sample()
+    estimator = mo.batch_variance()
+    moments, _ = jax.jit(estimator.update)(gradient, estimator.init(PARAMS), **extra)
+    for name, examples in EXAMPLES.items():
+        one = moments[name]
+        np.testing.assert_allclose(one.mean, examples.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(one.second_moment, (examples**2).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(one.variance, examples.var(0, ddof=1), rtol=1e-5)
+        np.testing.assert_allclose(one.variance_of_mean, examples.var(0, ddof=1) / 12, rtol=1e-5)
+
+
+def test_formulas_read_it():
+    gradient, extra = sample()
+    tx = mo.from_estimates(mo.adapted_mean, moments=mo.batch_variance())
+    updates, _ = tx.update(gradient, tx.init(PARAMS), **extra)
+    noise = jax.tree.map(lambda g: g.var(0, ddof=1) / 12, EXAMPLES)
+    factor = jax.tree.map(mo.variance_adaptation_factor, gradient, noise)
+    assert_close(updates, jax.tree.map(jnp.multiply, gradient, factor), rtol=1e-5)
+
+
+def test_optax_hands_it_the_examples():
+    """Through `aggregating`, at once and over accumulated microbatches."""
+    whole = aggregating.process(
+        optax.identity(),
+        aggregating.get_per_element_mean_and_sum_sq_diff_grads(),
+        optax.chain(mo.watch_noise(mo.arithmetic()), optax.sgd(0.1)),
+        aggregator_has_aux=True,
+    )
+    _, whole_state = whole.update(EXAMPLES, whole.init(PARAMS), PARAMS)
+    halves = aggregating.process(
+        optax.identity(),
+        aggregating.get_per_element_mean_and_sum_sq_diff_grads(accumulation_steps=2),
+        optax.chain(mo.watch_noise(mo.arithmetic()), optax.sgd(0.1)),
+        aggregator_has_aux=True,
+    )
+    halves_state = halves.init(PARAMS)
+    for half in (slice(6), slice(6, 12)):
+        examples = jax.tree.map(lambda g, half=half: g[half], EXAMPLES)
+        _, halves_state = halves.update(examples, halves_state, PARAMS)
+    tx = mo.watch_noise(mo.arithmetic())
+    gradient, extra = sample()
+    _, state = tx.update(gradient, tx.init(PARAMS), PARAMS, **extra)
+    for other in (whole_state, halves_state):
+        reading = mo.noise_scale(other, details=True)
+        assert reading.examples == 12
+        np.testing.assert_allclose(reading.value, mo.noise_scale(state), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (1, 6, 2, 3)], ids=["equal", "unequal"])
+def test_microbatches_of_any_sizes_tell_the_variance_of_an_example(sizes):
+    """The mean over many draws is within four standard errors of the truth, for each element."""
+    draws = jnp.asarray(np.random.default_rng(1).normal(3.0, 2.0, (4000, 12, 2)), jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def estimates(examples):
+        mean, extra = parts(examples, sizes, jnp.zeros(2))
+        estimator = mo.batch_variance()
+        moments, _ = estimator.update(mean, estimator.init(mean), **extra)
+        return moments.mean, moments.variance, moments.variance_of_mean
+
+    for estimate, truth in zip(estimates(draws), (3.0, 4.0, 4.0 / 12), strict=True):
+        error = np.std(estimate, axis=0) / np.sqrt(len(draws))
+        assert np.all(np.abs(np.mean(estimate, axis=0) - truth) < 4 * error)
+    np.testing.assert_allclose(estimates(draws)[0], draws.mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_microbatches_of_one_example_are_the_examples():
+    assert_close(parts(sizes=12 * (1,)), sample(), rtol=1e-5)
+
+
+def test_microbatches_under_scan_are_those_of_a_loop():
+    def step(batch, part):
+        return batch.add(part, 3), None
+
+    means = jax.tree.map(lambda g: g.reshape(4, 3, *g.shape[1:]).mean(1), EXAMPLES)
+    scanned, _ = jax.lax.scan(step, mo.Microbatches.init(PARAMS), means)
+    assert_close(scanned.result(), parts(), rtol=1e-5)
+
+
+def test_microbatches_do_not_cancel():
+    """The mean is a million deviations, where the difference of two squares has no digit left."""
+    examples = jnp.asarray([[1e4 + 0.01 * i] for i in range(8)])
+    _, extra = parts(examples, (1,) * 8, jnp.zeros(1))
+    np.testing.assert_allclose(extra["sum_sq_diff_grads"], examples.var(0) * 8, rtol=0.02)
+
+
+def test_microbatches_of_low_precision_and_of_leaves_without_gradient():
+    params = {"w": jnp.zeros(2, jnp.bfloat16), "steps": jnp.asarray(0), "frozen": None}
+    batch = mo.Microbatches.init(params)
+    for value in (1.0, 2.0, 4.0):
+        steps = np.zeros((), jax.dtypes.float0)
+        gradient = {"w": jnp.full(2, value, jnp.bfloat16), "steps": steps, "frozen": None}
+        batch = batch.add(gradient, 1)
+    gradient, extra = batch.result()
+    assert gradient["w"].dtype == jnp.float32
+    assert gradient["steps"] is None
+    np.testing.assert_allclose(gradient["w"], 7 / 3, rtol=1e-6)
+    np.testing.assert_allclose(extra["sum_sq_diff_grads"]["w"], 14 / 3, rtol=1e-6)
+
+
+def test_complex_gradients_have_a_real_variance():
+    examples = jnp.asarray(RNG.normal(size=(6, 2)) + 1j * RNG.normal(size=(6, 2)), jnp.complex64)
+    expected = jnp.var(examples, axis=0, ddof=1)
+    estimator = mo.batch_variance()
+    one_by_one = parts(examples, 6 * (1,), jnp.zeros(2, jnp.complex64))
+    for gradient, extra in (sample(examples), one_by_one):
+        moments, _ = estimator.update(gradient, estimator.init(gradient), **extra)
+        np.testing.assert_allclose(moments.variance, expected, rtol=1e-5)
+
+
+def test_unbiased_on_a_linear_model():
+    """Within four standard errors of the truth, which a linear model with Gaussian inputs has."""
+    weights, target, batch = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 0.5]), 8
+
+    def one(key):
+        x = jax.random.normal(key, (batch, 2))
+        loss = lambda w, x: 0.5 * (x @ (w - target)) ** 2  # noqa: E731
+        gradients = jax.vmap(jax.grad(loss), (None, 0))(weights, x)
+        gradient, extra = sample(gradients)
+        tx = mo.watch_noise(mo.arithmetic())
+        _, state = tx.update(gradient, tx.init(weights), **extra)
+        return state.variance, state.square_length
+
+    variance, square_length = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 20_000))
+    away = np.asarray(weights - target)
+    # x xᵀ d has the mean d, and the covariance |d|² + d dᵀ.
+    for estimate, truth in ((variance, 3 * away @ away), (square_length, away @ away)):
+        error = np.std(estimate) / np.sqrt(len(estimate))
+        assert abs(np.mean(estimate) - truth) < 4 * error
+        assert error < 0.05 * truth
+
+
+def test_independent_gradients_are_read_exactly():
+    """300 batches of 64: variance within 1 %, noise scale within 4 standard errors of its own."""
+    mean, deviation, batch, batches = 0.1, 2.0, 64, 300
+    draws = np.random.default_rng(2).normal(mean, deviation, (batches, batch, 50))
+    tx = mo.watch_noise(mo.arithmetic())
+
+    def step(state, examples):
+        gradient, extra = sample(examples)
+        _, state = tx.update(gradient, state, **extra)
+        newest = tx.update(gradient, tx.init(gradient), **extra)[1]
+        return state, (newest.variance / batch, newest.square_length)
+
+    state, (noise, signal) = jax.lax.scan(
+        step, tx.init(jnp.zeros(50)), jnp.asarray(draws, jnp.float32)
+    )
+    np.testing.assert_allclose(state.variance, 50 * deviation**2, rtol=0.01)
+    scale = mo.noise_scale(state, details=True)
+    # The error of a quotient of two means, to first order.
+    residuals = (np.asarray(noise) - scale.value * np.asarray(signal)) / np.mean(signal)
+    error = np.std(residuals) / np.sqrt(batches)
+    truth = deviation**2 / batch / mean**2
+    assert abs(scale.value - truth) < 4 * error
+    assert error < 0.05 * truth
+    assert (scale.source, scale.examples) == ("within steps", 64)
+    np.testing.assert_allclose(scale.steps, batches, rtol=1e-4)
+    ratio = mo.signal_to_noise(state)
+    np.testing.assert_allclose(ratio, scale.value**-0.5, rtol=1e-5)
+
+
+def test_a_gradient_without_signal_is_read_as_such_and_refused():
+    """The length that noise adds is taken off: what is left is as often negative as positive."""
+    draws = np.random.default_rng(3).normal(size=(400, 8, 100))
+    tx = mo.watch_noise(mo.arithmetic())
+
+    @jax.jit
+    @jax.vmap
+    def lengths(examples):
+        gradient, extra = sample(examples)
+        return tx.update(gradient, tx.init(gradient), **extra)[1]
+
+    states = lengths(jnp.asarray(draws, jnp.float32))
+    assert 0.3 < np.mean(states.square_length < 0) < 0.7
+    first = int(np.argmax(states.square_length < 0))
+    state = jax.tree.map(lambda x: x[first], states)
+    with pytest.raises(ValueError, match="No signal can be told from noise in 1 gradients within"):
+        mo.noise_scale(state)
+    assert jnp.isnan(jax.jit(mo.noise_scale)(state))
+    assert jnp.isnan(mo.noise_scale(state, details=True).value)
+    assert mo.signal_to_noise(state) == 0
+
+
+def digits_at_a_tuned_rate(batch):
+    """At a rate of 2: what is read, and the exact noise scale, at eight moments of a training."""
+    network, (images, labels) = Perceptron(), load_split()[0]
+
+    def loss(params, image, label):
+        logits = network.apply({"params": params}, image)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+    gradients = jax.vmap(jax.grad(loss), (None, 0, 0))
+    watches = {name: mo.watch_noise(mo.exponential(0.9)) for name in ("examples", "parts")}
+    tx = mo.msvag(optax.cosine_decay_schedule(2.0, 400))
+
+    def step(carry, key):
+        params, state, watched = carry
+        chosen = jax.random.randint(key, (batch,), 0, len(images))
+        examples = gradients(params, images[chosen], labels[chosen])
+        sources = {"examples": sample(examples), "parts": parts(examples, (batch // 4,) * 4, params)}
+        watched = {
+            name: watches[name].update(gradient, watched[name], **extra)[1]
+            for name, (gradient, extra) in sources.items()
+        }
+        updates, state = tx.update(sources["examples"][0], state, params)
+        return (optax.apply_updates(params, updates), state, watched), None
+
+    def span(carry, keys):
+        carry, _ = jax.lax.scan(step, carry, keys)
+        of_all = gradients(carry[0], images, labels)
+        noise = sum(jnp.sum(g.var(0)) for g in jax.tree.leaves(of_all)) / batch
+        signal = sum(jnp.sum(g.mean(0) ** 2) for g in jax.tree.leaves(of_all))
+        read = {name: mo.noise_scale(state) for name, state in carry[2].items()}
+        return carry, {"exact": noise / signal, "over steps": mo.noise_scale(carry[1]), **read}
+
+    params = network.init(jax.random.key(1), images[:1])["params"]
+    start = params, tx.init(params), {name: watch.init(params) for name, watch in watches.items()}
+    keys = jax.random.split(jax.random.key(0), (8, 50))
+    return jax.jit(lambda start, keys: jax.lax.scan(span, start, keys)[1])(start, keys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [32, 128])
+def test_at_a_tuned_rate_it_is_right_where_reading_over_steps_is_not(batch):
+    read = digits_at_a_tuned_rate(batch)
+    print(batch, {name: np.round(scales, 1) for name, scales in read.items()})
+    for name in ("examples", "parts"):
+        assert np.all(np.isfinite(read[name]))
+        assert np.median(np.abs(np.log2(read[name] / read["exact"]))) <= 1.5
