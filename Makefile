@@ -51,21 +51,27 @@ format: $(VENV)/has-dev  ## mends what the linter and the formatter can mend
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
-NOTEBOOKS := $(patsubst notebooks/%.py,docs/notebooks/%.ipynb,$(wildcard notebooks/*.py))
+NOTEBOOKS ?= $(basename $(notdir $(wildcard notebooks/*.py)))
+EXECUTED := $(NOTEBOOKS:%=build/notebooks/%.ipynb)
 .PHONY: notebooks
-notebooks: $(NOTEBOOKS)  ## executes the notebooks that have changed, to docs/notebooks/*.ipynb
+notebooks: $(EXECUTED)  ## executes the notebooks that have changed, to build/notebooks; keeps nothing
+	$(RUN) -m pytest --quiet tests/project/test_notebooks.py
 
-docs/notebooks/%.ipynb: notebooks/%.py | $(VENV)/has-dev
+.PHONY: notebooks-update
+notebooks-update: $(EXECUTED)  ## the same, and keeps their outputs in notebooks; NOTEBOOKS=mixing_pieces for one
+	$(RUN) -m docs.notebook_files $^
+
+build/notebooks/%.ipynb: notebooks/%.py notebooks/helpers/%.py notebooks/helpers/__init__.py | $(VENV)/has-dev
 	@echo "Executing $<"
-	@mkdir -p $(@D) build/notebooks
+	@mkdir -p $(@D)/running
 	@$(RUN) -m jupytext --quiet --from py:percent --to ipynb --set-kernel python3 \
-	  --output build/notebooks/$(@F) $<
+	  --output $(@D)/running/$(@F) $<
 	@PYTHONWARNINGS=error::DeprecationWarning:__main__,error::FutureWarning:__main__ \
-	  $(VENV)/bin/jupyter-execute --inplace --timeout=600 build/notebooks/$(@F)
-	@mv build/notebooks/$(@F) $@
+	  $(VENV)/bin/jupyter-execute --inplace --timeout=600 $(@D)/running/$(@F)
+	@mv $(@D)/running/$(@F) $@
 
 .PHONY: docs
-docs: $(VENV)/has-dev notebooks  ## the documentation, to docs/_build/html/index.html
+docs: $(VENV)/has-dev  ## the documentation, to docs/_build/html/index.html
 	$(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 .PHONY: bench

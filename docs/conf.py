@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import api_reference, inventories, local_search, site
+from docs import api_reference, inventories, local_search, notebook_files, site
 
 project = "msvag_optax"
 author = "The msvag_optax authors"
@@ -49,13 +49,14 @@ intersphinx_mapping = {
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-nb_execution_mode = "off"  # `make notebooks` has executed them.
+nb_execution_mode = "off"  # The notebooks are kept with their outputs.
 nb_render_markdown_format = "myst"  # tables and mathematics in what a cell prints, too
 
 
 def setup(app: Sphinx) -> None:
-    """Writes the API reference before Sphinx looks for pages."""
+    """Writes the API reference and the notebooks before Sphinx looks for pages."""
     jax.config.update("jax_platforms", "cpu")
     api_reference.write(Path(app.srcdir) / "api")
+    notebook_files.copy_to(Path(app.srcdir) / "notebooks")
     site.setup(app)
     local_search.setup(app)

@@ -1,9 +1,37 @@
 # %% [markdown]
 # # Does a mixture beat its parents?
 #
+# As first built, layerwise M-SVAG beats one of its parents at most; with one word changed, it is
+# ahead of both where layers differ in scale, and of NovoGrad alone where they do not. Adam is well
+# ahead of all of them where layers differ.
+#
+# ![Four panels of the train loss, for digits and for digits in odd units: above along the runs at
+# the best rates, below against the learning rate. On digits, M-SVAG ends lowest, with Adam close to
+# it; in odd units, Adam ends lowest, and layerwise M-SVAG and NovoGrad end below
+# M-SVAG.](images/mixing_pieces.png)
+
+# %% tags=["hide-input"]
+# Runs in a checkout of the repository, and installs what is missing from there: there is no
+# release on a package index. By hand, in its root: pip install ".[notebooks]"
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+places = (Path.cwd(), *Path.cwd().parents)
+root = next((place for place in places if (place / "notebooks/helpers").is_dir()), None)
+assert root, "Open this notebook in a checkout of the repository."
+if not all(
+    map(importlib.util.find_spec, ("optax", "flax", "sklearn", "matplotlib", "tensorboardX"))
+):
+    subprocess.run([sys.executable, "-m", "pip", "install", f"{root}[notebooks]"], check=True)
+sys.path.insert(0, str(root))
+
+# %% [markdown]
+# ## How it was found
+#
 # Every optimizer of this library is one sentence: *average what, with which weights, read by which
-# formula*. If that is more than a manner of speaking, one can change a word and get an optimizer
-# that no paper has. This page builds three:
+# formula*. Change a word, and there is an optimizer that no paper has. Three are built here:
 #
 # | | average what | with which weights | read by which formula |
 # | --- | --- | --- | --- |
@@ -11,37 +39,34 @@
 # | *adapted Lion* | the gradient | exponential | Lion's $d$ times $m^2 / (m^2 + \sigma^2)$ |
 # | *layerwise M-SVAG* | $g$ over the layer's norm | exponential | $m\, m^2 / (m^2 + \sigma_m^2)$ |
 #
-# Building is easy, and so a mistake is easy, too: each mixture is held against a few lines of plain
-# NumPy that say the same without any of the pieces. Whether it is any good is another question. The
-# last mixture has a reason to exist and two parents that are in the library,
+# Building is easy, and so is a mistake: each mixture is compared with a few lines of plain NumPy
+# that say the same without any of the pieces. Whether it is any good is another question. The last
+# one has a reason to exist and two parents in the library,
 # [M-SVAG](https://arxiv.org/abs/1705.07774) and [NovoGrad](https://arxiv.org/abs/1905.11286); it is
 # measured beside them, on handwritten digits.
 
 # %%
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from IPython.display import Markdown, display
 
 import msvag_optax as mo
-from msvag_optax.compare import OPTIMIZERS, train
+from msvag_optax.compare import train
 from msvag_optax.problems.digits import digits
-
-plt.style.use("msvag_optax.compare.figures")
+from notebooks.helpers import median_and_range, say, show, table
+from notebooks.helpers import mixing_pieces as helpers
 
 # %% [markdown]
 # ## The pieces, and what holds them together
 #
-# * `from_estimates(formula, name=estimator, ...)` hands each gradient to all estimators, and the
-#   gradient with their estimates to the formula. What comes out is a direction.
-# * `chain(first, second, ...)` hands on what comes out: a momentum averages steps that are already
+# * `from_estimates(formula, name=estimator, ...)` passes each gradient to all estimators, and the
+#   gradient with their estimates to the formula. The result is a direction.
+# * `chain(first, second, ...)` passes on that result: a momentum averages steps that are already
 #   normalized, and "average what" can be the outcome of another piece.
-# * `optimizer(direction, rate)` makes a descent of a direction: it multiplies by the rate, or by a
-#   schedule of it, and turns the sign. It also makes it fit for real parameter trees: computed in
-#   float32 whatever their dtype, blind to what has no gradient, sharded like the parameters.
+# * `optimizer(direction, rate)` turns a direction into a descent: it multiplies by the rate, or by
+#   a schedule of it, and changes the sign. It also handles real parameter trees: it computes in
+#   float32 whatever their dtype, ignores what has no gradient, and is sharded like the parameters.
 #
 # To see them work, take NovoGrad with AMSGrad's maximum, which exists as a flag. In words: average
 # each layer's squared norm, exponentially from the first; keep the largest average; divide the
@@ -59,33 +84,12 @@ def novograd_with_maximum(rate):
 
 
 # %% [markdown]
-# To test it, and all that follows, here are ten gradients of two layers. The second layer is not
-# used in some of the steps, the first among them: there its gradient is zero.
+# To test it, and all that follows, `helpers` has ten gradients of two layers. The second layer is
+# not used in some of the steps, the first among them: there its gradient is zero.
 
 # %%
-generator = np.random.default_rng(0)
-unused = (0, 1, 5)  # steps without a gradient of the second layer
-gradients = [
-    {
-        "kernel": generator.normal(0.3, 1.0, (4, 3)),
-        "bias": np.zeros(3) if step in unused else generator.normal(0.3, 1.0, 3),
-    }
-    for step in range(10)
-]
-params = jax.tree.map(jnp.zeros_like, gradients[0])
-
-
-def updates_of(tx):
-    """What an optimizer makes of the ten gradients."""
-    state, made = tx.init(params), []
-    for gradient in gradients:
-        updates, state = tx.update(jax.tree.map(jnp.asarray, gradient), state, params)
-        made.append(updates)
-    return made
-
-
-composed = updates_of(novograd_with_maximum(0.1))
-flagged = updates_of(mo.novograd(0.1, b1, b2, eps, amsgrad=True))
+composed = helpers.updates_of(novograd_with_maximum(0.1))
+flagged = helpers.updates_of(mo.novograd(0.1, b1, b2, eps, amsgrad=True))
 for ours, theirs in zip(*map(jax.tree.leaves, (composed, flagged)), strict=True):
     # One kernel may round a product and a sum once, where two round twice.
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
@@ -116,19 +120,8 @@ def novograd_with_maximum_in_numpy(seen):
     return -momentum
 
 
-def deviation(build, in_numpy):
-    """The largest difference between pieces and NumPy, relative to the largest update."""
-    off = largest = 0.0
-    for step, updates in enumerate(updates_of(build(1.0))):
-        for layer, update in updates.items():
-            right = in_numpy([gradient[layer] for gradient in gradients[: step + 1]])
-            off = max(off, np.abs(update - right).max())
-            largest = max(largest, np.abs(right).max())
-    return off / largest
-
-
 deviations = {
-    "NovoGrad with AMSGrad's maximum": deviation(
+    "NovoGrad with AMSGrad's maximum": helpers.deviation(
         novograd_with_maximum, novograd_with_maximum_in_numpy
     )
 }
@@ -161,7 +154,7 @@ def layerwise_expectigrad_in_numpy(seen):
     return -np.tensordot(exponential_weights(len(seen), b1), normalized, 1)
 
 
-deviations["layerwise Expectigrad"] = deviation(
+deviations["layerwise Expectigrad"] = helpers.deviation(
     layerwise_expectigrad, layerwise_expectigrad_in_numpy
 )
 
@@ -220,7 +213,7 @@ def adapted_lion_in_numpy(seen):
     return -lion * np.divide(mean**2, mean**2 + variance, where=mean != 0, out=np.zeros_like(mean))
 
 
-deviations["adapted Lion"] = deviation(adapted_lion, adapted_lion_in_numpy)
+deviations["adapted Lion"] = helpers.deviation(adapted_lion, adapted_lion_in_numpy)
 
 # %% [markdown]
 # ## Layerwise M-SVAG
@@ -255,7 +248,7 @@ def layerwise_msvag_in_numpy(seen):
     return -mean * factor
 
 
-deviations["layerwise M-SVAG"] = deviation(layerwise_msvag, layerwise_msvag_in_numpy)
+deviations["layerwise M-SVAG"] = helpers.deviation(layerwise_msvag, layerwise_msvag_in_numpy)
 
 # %% [markdown]
 # ## Are they right?
@@ -279,14 +272,12 @@ mixtures = {
     "layerwise M-SVAG": layerwise_msvag,
 }
 assert max(deviations.values()) < 1e-5
-display(
-    Markdown(
-        "| mixture | deviation from NumPy | numbers kept |\n| --- | --: | --: |\n"
-        + "\n".join(
-            f"| {name} | {deviations[name]:.0e} | {numbers_kept(build(1.0)):.3f} |"
-            for name, build in mixtures.items()
-        )
-    )
+table(
+    ["mixture", "deviation from NumPy", "numbers kept"],
+    [
+        [name, f"{deviations[name]:.0e}", f"{numbers_kept(build(1.0)):.3f}"]
+        for name, build in mixtures.items()
+    ],
 )
 
 # %% [markdown]
@@ -314,25 +305,6 @@ rates = 10.0 ** np.arange(-2.5, 1.0, 0.5)
 tasks = {"digits": (1.0, 1.0, 1.0), "digits in odd units": (0.1, 1.0, 10.0)}
 
 
-class Perceptron(nn.Module):
-    """Layers whose weights are measured in units of their own; these do not change the start."""
-
-    units: tuple[float, ...]
-    widths: tuple[int, ...] = (64, 64, 10)
-
-    @nn.compact
-    def __call__(self, images):
-        features = images
-        for layer, (unit, width) in enumerate(zip(self.units, self.widths, strict=True)):
-            init = nn.initializers.variance_scaling(unit**-2, "fan_in", "truncated_normal")
-            kernel = self.param(f"kernel {layer}", init, (features.shape[-1], width))
-            bias = self.param(f"bias {layer}", nn.initializers.zeros, (width,))
-            features = unit * (features @ kernel + bias)
-            if layer < len(self.widths) - 1:
-                features = nn.relu(features)
-        return features
-
-
 child, *parents = "layerwise M-SVAG", "M-SVAG", "NovoGrad"
 builds = {
     "layerwise M-SVAG": layerwise_msvag,
@@ -345,7 +317,7 @@ builds = {
 def train_all(builds, seen_through=lambda problem: problem):
     return {
         (task, name): train(
-            seen_through(digits(Perceptron(units), batch_size)),
+            seen_through(digits(helpers.Perceptron(units), batch_size)),
             lambda rate, build=build: build(optax.linear_schedule(rate, 0.0, steps)),
             rates,
             steps=steps,
@@ -363,13 +335,7 @@ outcomes = train_all(builds)
 # Look at the valleys in the lower row: how deep each is, and how wide. Dots mark the best rates, at
 # which the runs of the upper row were made.
 
-# %% tags=["hide-input"]
-styles = {
-    "layerwise M-SVAG": {"color": "#882255", "linestyle": "-", "linewidth": 2.2},
-    "M-SVAG": {"color": OPTIMIZERS["msvag"].colour, "linestyle": (0, (4, 1.5, 1, 1.5))},
-    "NovoGrad": {"color": OPTIMIZERS["novograd"].colour, "linestyle": (0, (1, 1.2))},
-    "Adam": {"color": OPTIMIZERS["adam"].colour, "linestyle": (0, (4, 2))},
-}
+# %% tags=["hide-input", "answer"]
 
 
 def at_best(task, name, metric, outcomes=outcomes):
@@ -380,46 +346,25 @@ def at_best(task, name, metric, outcomes=outcomes):
     return outcome.history[metric][:, :, best]
 
 
-def draw(ax, x, values, name):
-    """The median over the seeds, and a band from the least to the greatest."""
-    color = styles[name]["color"]
-    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=color, alpha=0.1, linewidth=0)
-    ax.plot(x, np.median(values, axis=1), label=name, **styles[name])
+def best_rate(task, name):
+    return outcomes[task, name].rates[outcomes[task, name].best("train loss")]
 
 
-def middle_and_range(values, spec):
-    return f"{np.median(values):{spec}} ({values.min():{spec}} to {values.max():{spec}})"
+def final(task, name, metric="train loss", outcomes=outcomes, spec=".3f"):
+    return median_and_range(at_best(task, name, metric, outcomes)[-1], spec)
 
 
-figure, axes = plt.subplots(2, 2, figsize=(10.5, 8), sharey=True)
-for (upper, lower), task in zip(axes.T, tasks, strict=True):
-    for name in builds:
-        outcome = outcomes[task, name]
-        draw(upper, outcome.steps, at_best(task, name, "train loss"), name)
-        final = outcome.history["train loss"][-1]
-        draw(lower, rates, np.where(np.isfinite(final), final, np.inf).T, name)
-        best = outcome.best("train loss")
-        lower.plot(rates[best], np.median(final[:, best]), "o", color=styles[name]["color"])
-    upper.set(title=f"{task.capitalize()}, at the best rate", xlabel="step", xlim=(0, steps))
-    lower.set(title=f"{task.capitalize()}, at every rate", xlabel="learning rate", xscale="log")
-axes[0, 0].set_ylabel("train loss (nats)")
-axes[1, 0].set_ylabel("final train loss (nats)")
-axes[0, 0].set(yscale="log", ylim=(0.06, 4))
-figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-figure.suptitle(f"A mixture beside its parents (median of {seeds} seeds; bands: least to greatest)")
-plt.show()
-
-rows = [
-    f"| {task} | {name} | {outcome.rates[outcome.best('train loss')]:.2g} "
-    f"| {middle_and_range(at_best(task, name, 'train loss')[-1], '.3f')} "
-    f"| {middle_and_range(at_best(task, name, 'test accuracy')[-1], '.1%')} |"
-    for (task, name), outcome in outcomes.items()
-]
-display(
-    Markdown(
-        "| task | optimizer | best rate | final train loss | test accuracy |\n"
-        "| --- | --- | --: | --- | --- |\n" + "\n".join(rows)
-    )
+show(
+    helpers.beside_parents(outcomes, at_best, tasks, seeds),
+    "On digits, M-SVAG and Adam end lower than layerwise M-SVAG and NovoGrad. In odd units, Adam "
+    "ends lowest, and M-SVAG highest. Layerwise M-SVAG bears larger rates than NovoGrad.",
+)
+table(
+    ["task", "optimizer", "best rate", "final train loss", "test accuracy"],
+    [
+        [*run, f"{best_rate(*run):.2g}", final(*run), final(*run, "test accuracy", spec=".1%")]
+        for run in outcomes
+    ],
 )
 
 # %% [markdown]
@@ -442,16 +387,6 @@ def novograd_unbiased(rate):
     return mo.optimizer(mo.chain(normalized, mean), rate)
 
 
-def on_fresh_seeds(problem):
-    def another(key):
-        return jax.random.fold_in(key, 1)
-
-    return problem._replace(
-        init=lambda key: problem.init(another(key)),
-        loss=lambda params, step, key: problem.loss(params, step, another(key)),
-    )
-
-
 reworded = f"{child}, unbiased"
 rewordings = {
     "NovoGrad, unbiased": novograd_unbiased,
@@ -459,40 +394,20 @@ rewordings = {
 }
 outcomes |= train_all(rewordings)
 again = {name: (builds | rewordings)[name] for name in (*parents, reworded)}
-fresh_outcomes = train_all(again, on_fresh_seeds)
+fresh_outcomes = train_all(again, helpers.on_fresh_seeds)
 
 # %% tags=["hide-input"]
-rows = [
-    f"| {task} | {weights} | "
-    + " | ".join(
-        middle_and_range(at_best(task, name + suffix, "train loss")[-1], ".3f")
-        for name in ("NovoGrad", child)
-    )
-    + " |"
-    for task in tasks
-    for weights, suffix in (("from the first", ""), ("unbiased", ", unbiased"))
-]
-display(
-    Markdown(
-        "| task | weights of the norms | the mean (NovoGrad) | the adapted mean (layerwise M-SVAG) "
-        "|\n| --- | --- | --- | --- |\n" + "\n".join(rows)
-    )
+table(
+    ["task", "weights of the norms", "the mean (NovoGrad)", "the adapted mean (layerwise M-SVAG)"],
+    [
+        [task, weights, *(final(task, name + suffix) for name in ("NovoGrad", child))]
+        for task in tasks
+        for weights, suffix in (("from the first", ""), ("unbiased", ", unbiased"))
+    ],
 )
-
-# %% tags=["hide-input"]
-rows = [
-    f"| {task} | "
-    + " | ".join(
-        middle_and_range(at_best(task, name, "train loss", fresh_outcomes)[-1], ".3f")
-        for name in again
-    )
-    + " |"
-    for task in tasks
-]
-display(
-    Markdown(
-        f"| on fresh seeds | {' | '.join(again)} |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
-    )
+table(
+    ["on fresh seeds", *again],
+    [[task, *(final(task, name, outcomes=fresh_outcomes) for name in again)] for task in tasks],
 )
 
 # %% tags=["hide-input"]
@@ -548,9 +463,8 @@ assert middle(plain, reworded) < 0.9 * min(
 # ## What was measured
 
 # %% tags=["remove-input"]
-display(
-    Markdown(
-        f"""
+say(
+    f"""
 {steps} steps with batches of {batch_size}, {seeds} seeds, each optimizer at its best of
 {len(rates)} rates. To win is to end with the lower train loss in every seed, to lose in none.
 
@@ -581,7 +495,6 @@ display(
 
 This is one small network, trained for a short time. A mixture costs a few lines; what it is worth
 has to be measured where it is to be used, beside its parents, each at its own best rate."""
-    )
 )
 
 # %% [markdown]
@@ -592,7 +505,3 @@ has to be measured where it is to be used, beside its parents, each at its own b
 # * Measure the adapted Lion beside Lion: `train` takes any function from a rate to an optimizer.
 # * One norm for each row of a kernel: `of=lambda g: jnp.sum(g**2, axis=-1, keepdims=True)` is all
 #   that it takes.
-#
-# Pieces used: `running_average`, `running_moments`, `running_max`, `momentum`, `from_estimates`,
-# `variance_adapted`, `chain` and `optimizer`, with optax's `scale_by_lion`. The design page says
-# why they are cut as they are.
