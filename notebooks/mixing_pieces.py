@@ -21,9 +21,8 @@ from pathlib import Path
 places = (Path.cwd(), *Path.cwd().parents)
 root = next((place for place in places if (place / "notebooks/helpers").is_dir()), None)
 assert root, "Open this notebook in a checkout of the repository."
-if not all(
-    map(importlib.util.find_spec, ("optax", "flax", "sklearn", "matplotlib", "tensorboardX"))
-):
+needed = ("optax", "flax", "sklearn", "matplotlib", "tensorboardX")
+if not all(map(importlib.util.find_spec, needed)):
     subprocess.run([sys.executable, "-m", "pip", "install", f"{root}[notebooks]"], check=True)
 sys.path.insert(0, str(root))
 

@@ -1,10 +1,38 @@
 # %% [markdown]
 # # What does a layer's norm buy?
 #
+# Half of Adam's state, and steps whose length is known, if the average of the norms forgets faster
+# than gradients change. It does not make the learning rate easier to choose than Adam's, nor large
+# batches better than with Adam.
+#
+# ![Two panels, the train loss and the share of misread test images against the learning rate.
+# NovoGrad with a b2 of 0.25, AdamW and SGD have valleys of similar depth; AdamW's is the widest,
+# and NovoGrad's ends at smaller rates the longer its
+# memory.](images/what_does_a_layers_norm_buy.png)
+
+# %% tags=["hide-input"]
+# Runs in a checkout of the repository, and installs what is missing from there: there is no
+# release on a package index. By hand, in its root: pip install ".[notebooks]"
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+places = (Path.cwd(), *Path.cwd().parents)
+root = next((place for place in places if (place / "notebooks/helpers").is_dir()), None)
+assert root, "Open this notebook in a checkout of the repository."
+needed = ("optax", "flax", "sklearn", "matplotlib", "tensorboardX")
+if not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", f"{root}[notebooks]"], check=True)
+sys.path.insert(0, str(root))
+
+# %% [markdown]
+# ## How it was found
+#
 # Adam keeps a second moment for every parameter. NovoGrad
 # ([Ginsburg et al., 2019](https://arxiv.org/abs/1905.11286)) keeps one for every *layer*: a
 # running average $v_t$ of the squared norm of the layer's gradient $g_t$. It divides the gradient
-# by $\sqrt{v_t}$ and hands the quotient $x_t$ to momentum:
+# by $\sqrt{v_t}$ and passes the quotient $x_t$ to momentum:
 #
 # $$
 # \begin{aligned}
@@ -14,125 +42,51 @@
 # \end{aligned}
 # $$
 #
-# Between them, the versions of the paper promise four things for that one number a layer: half of
-# Adam's memory, training without warm-up, tolerance of the learning rate, and large batches. This
-# page measures all four on a network small enough to be trained many times. Much will hang on
-# $\beta_2$, about which implementations disagree.
+# The versions of the paper promise four things for that one number a layer: half of Adam's memory,
+# training without warm-up, tolerance of the learning rate, and large batches. We measure all four
+# on a small network. Much depends on $\beta_2$, about which implementations disagree.
 
 # %%
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from IPython.display import Markdown, display
 
 import msvag_optax as mo
-from msvag_optax.compare import OPTIMIZERS, Outcome, train
+from msvag_optax.compare import Outcome, train
 from msvag_optax.problems.digits import Perceptron, digits
-
-plt.style.use("msvag_optax.compare.figures")
-
-# %% [markdown]
-# ## Settings
+from notebooks.helpers import median_and_range, say, show, table
+from notebooks.helpers import what_does_a_layers_norm_buy as helpers
+from notebooks.helpers.what_does_a_layers_norm_buy import final_error, final_loss, least_losses
 
 # %%
-# The task: scikit-learn's digits
 HIDDEN = (32,) * 4  # four hidden layers without normalization, so that scale is a problem
 IMAGES = 38_400  # that each run sees, whatever the batch size
 BATCH = 64  # where the batch size is not what is studied
 BATCHES = (16, 64, 256, 1024)  # where it is, up to most of the training images at once
-
-# The runs
 SEEDS = 5  # each draws a starting point and mini-batches, the same for all optimizers
 RATES = np.geomspace(1e-3, 1, 10)  # three decades, three rates in each
 WARM_UP = 0.1  # the share of the steps over which the rate rises, in runs with warm-up
-
-# What implementations of NovoGrad take for b2 unless told otherwise
-B2_OPTAX = 0.25
-B2_AUTHORS = 0.98  # OpenSeq2Seq, the authors' own code
-B2_ADDONS = 0.999  # tensorflow-addons, and this library after it
+# The defaults of implementations: optax; OpenSeq2Seq, the authors' own; tensorflow-addons and this
+# library after it.
+B2S = B2_OPTAX, B2_AUTHORS, B2_ADDONS = 0.25, 0.98, 0.999
 B2 = B2_OPTAX  # where nothing else is said; the figures below show why
-
-# What counts as trained
 POINTS = 0.02  # of test accuracy: what a usable rate may lose to the best of all runs
 FACTOR = 10  # or, judged by the train loss: how far it may be above the least
-
-# %% tags=["hide-input"]
 STEPS = IMAGES // BATCH
 problem = digits(Perceptron(HIDDEN), BATCH)
-
-
-def table(header: list[str], rows: list[list[str]]) -> Markdown:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
-
 
 # %% [markdown]
 # ## Half of the state
 #
 # `jax.eval_shape` tells what `tx.init` would return without allocating it, so the state can be
-# measured for real trees of parameters that are nothing but shapes: a ResNet-50 and the small
-# GPT-2 (folded away below), beside the network of this page.
-
-# %% tags=["hide-input"]
-
-
-def array(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def dense(inputs: int, outputs: int) -> dict:
-    return {"kernel": array(inputs, outputs), "bias": array(outputs)}
-
-
-def norm(width: int) -> dict:
-    return {"scale": array(width), "bias": array(width)}
-
-
-def convolution(size: int, inputs: int, outputs: int) -> dict:
-    return {"kernel": array(size, size, inputs, outputs), "norm": norm(outputs)}
-
-
-def resnet50() -> dict:
-    tree, inputs = {"stem": convolution(7, 3, 64)}, 64
-    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
-        for block in range(blocks):
-            tree[f"stage_{stage}/block_{block}"] = {
-                "reduce": convolution(1, inputs, width),
-                "mix": convolution(3, width, width),
-                "expand": convolution(1, width, 4 * width),
-            } | ({} if block else {"shortcut": convolution(1, inputs, 4 * width)})
-            inputs = 4 * width
-    return tree | {"head": dense(inputs, 1000)}
-
-
-def gpt2(layers: int = 12, width: int = 768, vocabulary: int = 50_257, context: int = 1024) -> dict:
-    block = {
-        "attention_norm": norm(width),
-        "queries_keys_values": dense(width, 3 * width),
-        "attention_out": dense(width, width),
-        "mlp_norm": norm(width),
-        "mlp_in": dense(width, 4 * width),
-        "mlp_out": dense(4 * width, width),
-    }
-    embeddings = {"tokens": array(vocabulary, width), "positions": array(context, width)}
-    return embeddings | {f"block_{i}": block for i in range(layers)} | {"norm": norm(width)}
-
+# measured for a ResNet-50 and the small GPT-2 as well, beside the network of this page.
 
 # %%
-def size_in_bytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def state_bytes(tx: optax.GradientTransformation, params) -> int:
-    return size_in_bytes(jax.eval_shape(tx.init, params))
-
-
 trees = {
     "digits": jax.eval_shape(problem.init, jax.random.key(0)),
-    "ResNet-50": resnet50(),
-    "GPT-2, small": gpt2(),
+    "ResNet-50": helpers.resnet50(),
+    "GPT-2, small": helpers.gpt2(),
 }
 keepers = {
     "SGD with momentum": optax.sgd(0.1, momentum=0.9),
@@ -141,50 +95,38 @@ keepers = {
     "AdamW": mo.adamw(0.1),
     "AMSGrad": mo.amsgrad(0.1),
 }
-counts = {
-    "parameters": lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)),
-    "arrays, each a layer to NovoGrad": lambda tree: len(jax.tree.leaves(tree)),
-}
-rows = [[name, *(f"{count(tree):,}" for tree in trees.values())] for name, count in counts.items()]
-rows += [
-    [f"{name}, kB", *(f"{state_bytes(tx, tree) / 1e3:,.0f}" for tree in trees.values())]
+state = {
+    name: np.array([helpers.state_bytes(tx, tree) for tree in trees.values()])
     for name, tx in keepers.items()
-]
-display(table(["", *trees], rows))
-
-# %% tags=["remove-input"]
-state_ratio = [
-    state_bytes(keepers["NovoGrad"], tree) / state_bytes(keepers["AdamW"], tree)
-    for tree in trees.values()
-]
-# Parameters and gradients have to be kept too, by every optimizer.
-whole_ratio = [
-    (2 * size_in_bytes(tree) + state_bytes(keepers["NovoGrad"], tree))
-    / (2 * size_in_bytes(tree) + state_bytes(keepers["AdamW"], tree))
-    for tree in trees.values()
-]
+}
+leaves = [jax.tree.leaves(tree) for tree in trees.values()]
+sizes = np.array([sum(leaf.size for leaf in tree) for tree in leaves])
+table(
+    ["", *trees],
+    [
+        ["parameters", *(f"{size:,}" for size in sizes)],
+        ["arrays, each a layer to NovoGrad", *(f"{len(tree):,}" for tree in leaves)],
+        *([f"{name}, kB", *(f"{b / 1e3:,.0f}" for b in kept)] for name, kept in state.items()),
+    ],
+)
+state_ratio = state["NovoGrad"] / state["AdamW"]
+# Parameters and gradients, of four bytes each, have to be kept too, by every optimizer.
+whole_ratio = (8 * sizes + state["NovoGrad"]) / (8 * sizes + state["AdamW"])
 assert max(state_ratio) < 0.502
-display(
-    Markdown(
-        f"NovoGrad's state is at most {max(state_ratio):.3f} of AdamW's: that promise is "
-        "arithmetic, and kept. Parameters and gradients need memory as well; with them the saving "
-        f"is {1 - max(whole_ratio):.0%} and not half, before activations are counted."
-    )
+say(
+    f"NovoGrad's state is at most {max(state_ratio):.3f} of AdamW's: that promise is kept. "
+    "Parameters and gradients need memory as well; with them the saving is "
+    f"{1 - max(whole_ratio):.0%} and not half, before activations are counted."
 )
 
 # %% [markdown]
 # ## A step whose length is known
 #
-# What is the norm good for, besides being small to store? Every layer's $x_t$ is *about* as long as
+# Every layer's $x_t$ is *about* as long as
 # 1, so that the rate says how far a layer moves. The first step shows it in full: here is its
 # length for every kernel of the network, over the learning rate.
 
-
 # %%
-def kernel_lengths(tree) -> dict[str, jax.Array]:
-    return {name: jnp.linalg.norm(layer["kernel"]) for name, layer in tree.items()}
-
-
 steppers = {
     "SGD": lambda rate: optax.sgd(rate, momentum=0.9),
     "NovoGrad": lambda rate: mo.novograd(rate, b2=B2),
@@ -196,159 +138,71 @@ _, gradient = jax.jit(problem.value_and_grad)(start, 0, jax.random.fold_in(key, 
 first_steps = {}
 for name, make in steppers.items():
     tx = make(1.0)
-    first_steps[name] = kernel_lengths(jax.jit(tx.update)(gradient, tx.init(start), start)[0])
-display(
-    table(
-        ["kernel", "parameters", *(f"{name}: length of step 1" for name in steppers)],
-        [
-            [layer, f"{start[layer]['kernel'].size:,}"]
-            + [f"{steps[layer]:.3g}" for steps in first_steps.values()]
-            for layer in start
-        ],
-    )
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(start), start)
+    first_steps[name] = helpers.kernel_lengths(updates)
+parameters = {layer: f"{start[layer]['kernel'].size:,}" for layer in start}
+table(
+    ["kernel", "parameters", *(f"{name}: length of step 1" for name in steppers)],
+    [[k, n, *(f"{s[k]:.3g}" for s in first_steps.values())] for k, n in parameters.items()],
 )
 
 # %% [markdown]
 # SGD's step is as long as the gradient. Adam moves every *parameter* by the rate, hence a layer by
 # the rate times the root of its size (a little less here, as some gradients are 0). NovoGrad moves
-# every *layer* by the rate, and leaves the proportions within the layer to the gradient.
+# every *layer* by the rate, in the direction of its gradient.
 #
-# The scale of the loss drops out of NovoGrad and Adam, up to $\varepsilon$. Below, the same thirty
-# steps are taken with the loss as it is and with the loss times 1000. How far apart do the two runs
-# end, as a share of the way gone?
+# The scale of the loss drops out of NovoGrad and Adam, up to $\varepsilon$. How far apart do two
+# runs of thirty steps end, one with the loss times 1000, as a share of the way gone?
 
 
 # %%
-def end_points(tx: optax.GradientTransformation, scales: list[float], steps: int = 30):
-    """The parameters after some steps, one run for each factor of the gradient."""
-
-    def run(key: jax.Array, scale: jax.Array):
-        def step(carry, t):
-            params, state = carry
-            gradient = problem.value_and_grad(params, t, jax.random.fold_in(key, t + 1))[1]
-            scaled = jax.tree.map(lambda g: scale * g, gradient)
-            updates, state = tx.update(scaled, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        params = problem.init(jax.random.fold_in(key, 0))
-        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[0][0]
-
-    ends = jax.jit(jax.vmap(run, in_axes=(None, 0)))(key, jnp.asarray(scales))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(scales))]
-
-
-def distance(a, b) -> float:
-    return float(optax.tree.norm(optax.tree.sub(a, b)))
-
-
 apart, rows = {}, []
 for name, rate in {"SGD": 0.02, "NovoGrad": 0.02, "AdamW": 0.01}.items():
-    once, thousandfold = end_points(steppers[name](rate), [1.0, 1000.0])
-    apart[name] = distance(once, thousandfold) / distance(once, start)
+    once, thousandfold = helpers.end_points(problem, steppers[name](rate), [1.0, 1000.0])
+    apart[name] = helpers.distance(once, thousandfold) / helpers.distance(once, start)
     rows.append([name, f"{apart[name]:.1e}" if np.isfinite(apart[name]) else "one diverges"])
-display(table(["loss as it is, and times 1000", "apart by"], rows))
+table(["loss as it is, and times 1000", "apart by"], rows)
 assert apart["NovoGrad"] < 1e-3 < 1e-2 < apart["AdamW"]
 assert not np.isfinite(apart["SGD"]) or apart["SGD"] > 1
 
-# %% tags=["remove-input"]
 elements = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
 tiny = np.mean((elements > 0) & (elements < 100 * 1e-8))
-least_norm = min(float(length) for length in kernel_lengths(gradient).values())
-display(
-    Markdown(
-        f"""NovoGrad takes the same steps. So would Adam, were it not for $\\varepsilon$, which is
+least_norm = min(float(length) for length in helpers.kernel_lengths(gradient).values())
+say(
+    f"""NovoGrad takes the same steps. So would Adam, were it not for $\\varepsilon$, which is
 $10^{{-8}}$: {tiny:.1%} of the parameters have a first gradient that is not zero but smaller than a
 hundred times that. There the scale of the loss still decides, and the run amplifies the difference.
 Norms are never that small: the least of a kernel's is {least_norm:.2f}."""
-    )
 )
 
 # %% [markdown]
 # ### *About* as long as 1
 #
-# $v_t$ contains $(1 - \beta_2) \|g_t\|^2$, so $x_t$ is never longer than
-# $1 / \sqrt{1 - \beta_2}$ (after the first step, where it is 1). That is a tight promise if
-# $\beta_2$ is small, and an empty one if it is near 1. Which is it in practice? On the left are the
-# norms of the gradients in a run of NovoGrad, one line a kernel; on the right, the longest $x_t$ of
-# any kernel if these same gradients are normalized under the three $\beta_2$ that
-# implementations default to. The thin lines are the bounds.
-
-# %%
-B2_STYLES = {  # one green, from dark to light
-    B2_OPTAX: {"color": "#00543d", "linestyle": "-", "marker": "o"},
-    B2_AUTHORS: {"color": OPTIMIZERS["novograd"].colour, "linestyle": "--", "marker": "s"},
-    B2_ADDONS: {"color": "#66c2a5", "linestyle": "-.", "marker": "^"},
-}
-FIRST_STEPS = 100
-
-
-def lengths_along_a_run(tx: optax.GradientTransformation, normalizations: dict):
-    """The lengths of every kernel's gradient, raw and normalized in several ways, at each step."""
-
-    def run(key: jax.Array):
-        def step(carry, t):
-            params, state, states = carry
-            gradient = problem.value_and_grad(params, t, jax.random.fold_in(key, t + 1))[1]
-            normalized = {}
-            for b2, normalize in normalizations.items():
-                normalized[b2], states[b2] = normalize.update(gradient, states[b2])
-            seen = (
-                kernel_lengths(gradient),
-                jax.tree.map(kernel_lengths, normalized, is_leaf=lambda node: "Dense_0" in node),
-            )
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state, states), seen
-
-        params = problem.init(jax.random.fold_in(key, 0))
-        states = {b2: normalize.init(params) for b2, normalize in normalizations.items()}
-        return jax.lax.scan(step, (params, tx.init(params), states), jnp.arange(FIRST_STEPS))[1]
-
-    return jax.jit(run)(key)
-
-
-normalizations = {
-    b2: mo.from_estimates(
-        mo.over_rms(1e-7),
-        second_moment=mo.running_average(mo.exponential_from_first(b2), of=mo.layer_square_norm()),
-    )
-    for b2 in B2_STYLES
-}
-raw, normalized = lengths_along_a_run(mo.novograd(0.05, b2=B2), normalizations)
-growth = max(float(lengths.max() / lengths[0]) for lengths in raw.values())
-longest = {b2: np.max(list(kernels.values()), axis=0) for b2, kernels in normalized.items()}
+# $v_t$ contains $(1 - \beta_2) \|g_t\|^2$, so $x_t$ is never longer than $1 / \sqrt{1 - \beta_2}$
+# (after the first step, where it is 1): a tight promise if $\beta_2$ is small, and an empty one if
+# it is near 1. Which is it in practice? Left, the norms of the gradients in a run of NovoGrad;
+# right, the longest $x_t$ of any kernel if these same gradients are normalized under the $\beta_2$
+# of three implementations. The thin lines are the bounds.
 
 # %% tags=["hide-input"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-steps = np.arange(1, FIRST_STEPS + 1)
-for i, (name, lengths) in enumerate(raw.items()):
-    left.plot(steps, lengths, color=plt.cm.viridis(i / 5), label=name)
-left.set(title="The gradient of each kernel", ylabel=r"length of $g_t$")
-left.legend(loc="lower right", ncols=2)
-for b2, style in B2_STYLES.items():
-    right.plot(steps, longest[b2], **(style | {"marker": ""}))
-    bound = (1 - b2) ** -0.5
-    right.axhline(bound, color=style["color"], linestyle=style["linestyle"], linewidth=0.8)
-    right.annotate(
-        f"$\\beta_2$ = {b2}:\nat most {bound:.3g}",
-        (1.01, bound),
-        xycoords=("axes fraction", "data"),
-        verticalalignment="center",
-    )
-right.set(title="The longest normalized gradient", ylabel=r"length of $x_t$", ylim=(0.3, 60))
-for axes in (left, right):
-    axes.set(yscale="log", xlabel="step")
-
-# %% tags=["remove-input"]
+raw, normalized = helpers.lengths_along_a_run(
+    problem, mo.novograd(0.05, b2=B2), {b2: helpers.normalization(b2) for b2 in B2S}, 100
+)
+growth = max(float(lengths.max() / lengths[0]) for lengths in raw.values())
+longest = {b2: np.max(list(kernels.values()), axis=0) for b2, kernels in normalized.items()}
+show(
+    helpers.lengths(raw, longest),
+    "Left, the gradients of all kernels grow within the first steps. Right, the longest normalized "
+    "gradient stays near 1 at a beta2 of 0.25 and exceeds 8 at 0.999.",
+)
 assert longest[B2_OPTAX].max() < 1.2 < 3 < longest[B2_AUTHORS].max() < 8 < longest[B2_ADDONS].max()
-display(
-    Markdown(
-        f"""The gradients of this network *grow* by a factor of up to {growth:.0f} within its first
+say(
+    f"""The gradients of this network *grow* by a factor of up to {growth:.0f} within its first
 steps, and an average that began with the small first ones takes about $1 / (1 - \\beta_2)$ steps
 to notice. Meanwhile steps are up to {longest[B2_ADDONS].max():.0f} times longer than the rate at
 $\\beta_2 = {B2_ADDONS}$, {longest[B2_AUTHORS].max():.1f} times at {B2_AUTHORS}, and
 {longest[B2_OPTAX].max():.2f} times at {B2_OPTAX}. The default of this library is
 {B2_ADDONS}, as in tensorflow-addons."""
-    )
 )
 
 # %% [markdown]
@@ -356,222 +210,99 @@ $\\beta_2 = {B2_ADDONS}$, {longest[B2_AUTHORS].max():.1f} times at {B2_AUTHORS},
 #
 # Every optimizer is trained at all of `RATES`. The rate falls to zero along half a cosine, as
 # NovoGrad's steps do not get shorter by themselves; with warm-up it first rises linearly. Weight
-# decay is off.
-#
-# The figure shows what remains at the end: the loss over all training images on the left, the
-# share of test images misread on the right. Low is good, and a wide valley is easy to tune.
+# decay is off. The figure shows what remains at the end: the loss over all training images, and the
+# share of test images misread. Low is good, and a wide valley is easy to tune.
 
 
 # %%
-def schedule(steps: int, warm_up: bool) -> optax.Schedule:
-    """What the rate is multiplied by: from 1 to 0, or from nearly 0 to 1 to 0."""
-    if not warm_up:
-        return optax.cosine_decay_schedule(1.0, steps)
-    rise = int(WARM_UP * steps)
-    return optax.warmup_cosine_decay_schedule(1 / rise, 1.0, rise, steps)
-
-
 def outcome(make, *, task=problem, steps=STEPS, shape=None, rates=RATES) -> Outcome:
-    shape = schedule(steps, warm_up=False) if shape is None else shape
-    return train(
-        task,
-        lambda rate: make(lambda count: rate * shape(count)),
-        rates,
-        steps=steps,
-        seeds=SEEDS,
-        measurements=1,  # at the end
-    )
+    shape = optax.cosine_decay_schedule(1.0, steps) if shape is None else shape
+
+    def build(rate):
+        return make(lambda count: rate * shape(count))
+
+    return train(task, build, rates, steps=steps, seeds=SEEDS, measurements=1)  # at the end
 
 
 makers = {
-    **{f"NovoGrad, b2 = {b2}": lambda rate, b2=b2: mo.novograd(rate, b2=b2) for b2 in B2_STYLES},
+    **{f"NovoGrad, b2 = {b2}": lambda rate, b2=b2: mo.novograd(rate, b2=b2) for b2 in B2S},
     "AdamW": lambda rate: mo.adamw(rate, weight_decay=0.0),
     "SGD": lambda rate: optax.sgd(rate, momentum=0.9),
 }
 MAIN = f"NovoGrad, b2 = {B2}"
-styles = {
-    **{f"NovoGrad, b2 = {b2}": style for b2, style in B2_STYLES.items()},
-    "AdamW": {"color": OPTIMIZERS["adamw"].colour, "linestyle": "-", "marker": "D"},
-    "SGD": {"color": OPTIMIZERS["sgd"].colour, "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
-}
+rise = int(WARM_UP * STEPS)
+warming = optax.warmup_cosine_decay_schedule(1 / rise, 1.0, rise, STEPS)
 cold = {name: outcome(make) for name, make in makers.items()}
-warm = {name: outcome(make, shape=schedule(STEPS, warm_up=True)) for name, make in makers.items()}
+warm = {name: outcome(make, shape=warming) for name, make in makers.items()}
 
 
-# %% tags=["hide-input"]
-def final_loss(outcome: Outcome) -> np.ndarray:
-    """Of shape (seeds, rates); a run that has diverged has lost everything."""
-    return np.nan_to_num(outcome.history["train loss"][-1], nan=np.inf)
-
-
-def final_error(outcome: Outcome) -> np.ndarray:
-    """The share of test images misread, of shape (seeds, rates)."""
-    return 1 - outcome.history["test accuracy"][-1]
-
-
-def draw(axes, outcome: Outcome, values: np.ndarray, label: str, **style):
-    style = {"markersize": 4} | style
-    axes.plot(outcome.rates, np.median(values, axis=0), label=label, **style)
-    axes.fill_between(
-        outcome.rates, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15
-    )
-
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4))
-for name, result in cold.items():
-    draw(left, result, final_loss(result), name, **styles[name])
-    draw(right, result, final_error(result), name, **styles[name])
-left.set(title="Train loss at the end", ylabel="nats", ylim=(3e-4, 5))
-right.set(title="Test images misread at the end", ylabel="share")
-for axes in (left, right):
-    axes.set(xscale="log", yscale="log", xlabel="learning rate")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-_ = figure.suptitle(f"Without warm-up (median over {SEEDS} seeds; band: least to greatest)")
+# %% tags=["hide-input", "answer"]
+show(
+    helpers.valleys(cold),
+    "Without warm-up, NovoGrad with a short memory, AdamW and SGD reach similar losses; AdamW's "
+    "valley is the widest, and NovoGrad's is the narrower the longer its memory.",
+)
 
 # %% [markdown]
 # How wide are the valleys, and does warm-up widen them? A rate is *usable* here if at most two
-# images in a hundred more are misread than by the best of all runs. The bars span the usable
-# rates, medians over the seeds; a black line shows how far the right end varies from seed to seed,
-# and a dot is the rate of the least train loss. Look at the right ends, which warm-up moves.
+# images in a hundred more are misread than by the best of all runs. Bars are medians over the
+# seeds; a black line shows how far the right end varies. Look at the right ends.
 
 
 # %% tags=["hide-input"]
-def valley(rates: np.ndarray, values: np.ndarray, limit: float) -> tuple[float, float]:
-    """The lowest and the highest rate around the best whose value, interpolated, is in the limit.
-
-    On logarithmic axes, between the rates of the grid.
-    """
-    x, excess = np.log(rates), np.log(np.clip(values, 1e-9, 1e9)) - np.log(limit)
-    best = int(np.argmin(excess))
-    if excess[best] > 0:
-        return rates[best], rates[best]
-    low = high = best
-    while low > 0 and excess[low - 1] <= 0:
-        low -= 1
-    while high < len(x) - 1 and excess[high + 1] <= 0:
-        high += 1
-
-    def crossing(inside: int, outside: int) -> float:
-        if not 0 <= outside < len(x):
-            return float(rates[inside])
-        share = excess[inside] / (excess[inside] - excess[outside])
-        return float(np.exp(x[inside] + share * (x[outside] - x[inside])))
-
-    return crossing(low, low - 1), crossing(high, high + 1)
-
-
-def decades(ends: tuple[float, float]) -> float:
-    return float(np.log10(ends[1] / ends[0]))
-
-
-def median_and_range(values, spec: str) -> str:
-    return f"{np.median(values):{spec}} ({np.min(values):{spec}} to {np.max(values):{spec}})"
-
-
 least_error = min(np.median(final_error(result), axis=0).min() for result in cold.values())
 
 
 def usable(outcome: Outcome) -> list[tuple[float, float]]:
     """The ends of the valley, for each seed."""
-    return [valley(outcome.rates, e, least_error + POINTS) for e in final_error(outcome)]
+    return helpers.valleys_of(outcome.rates, final_error(outcome), least_error + POINTS)
 
 
-def middle(ends: list[tuple[float, float]]) -> tuple[float, float]:
-    low, high = np.median(ends, axis=0)
-    return low, high
-
-
-figure, axes = plt.subplots(figsize=(10, 3.4))
-for row, name in enumerate(makers):
-    for results, height, alpha, hatch in ((cold, -0.19, 1.0, ""), (warm, 0.19, 0.45, "////")):
-        low, high = middle(usable(results[name]))
-        best = results[name].rates[results[name].best("train loss")]
-        y, colour = row + height, styles[name]["color"]
-        axes.barh(
-            y, high - low, 0.34, low, color=colour, alpha=alpha, hatch=hatch, edgecolor="white"
-        )
-        axes.plot(best, y, "o", color="white", markeredgecolor="black", markersize=6)
-        tips = [high for _, high in usable(results[name])]
-        axes.plot([min(tips), max(tips)], [y, y], color="black", linewidth=1.2)
-axes.set(
-    title="Usable rates: without warm-up (plain) and with (hatched)",
-    xscale="log",
-    xlabel="learning rate",
-    xlim=(RATES[0], RATES[-1]),
-    yticks=range(len(makers)),
+show(
+    helpers.usable_rates(cold, warm, usable, (RATES[0], RATES[-1])),
+    "AdamW's bars are the longest. Warm-up lengthens NovoGrad's bars the more, the longer its "
+    "memory, and hardly at a b2 of 0.25.",
 )
-axes.set_yticklabels(makers)
-axes.invert_yaxis()
-axes.grid(visible=False, axis="y")
 
-# %% tags=["hide-input"]
-rows, widths, edge_gains, best_gains = [], {}, {}, {}
+rows, widths, edge_gains = [], {}, {}
 for name, result in cold.items():
-    widths[name] = [decades(ends) for ends in usable(result)]
-    by_loss = [
-        decades(valley(result.rates, losses, FACTOR * np.median(final_loss(result), axis=0).min()))
-        for losses in final_loss(result)
-    ]
-    edge_gains[name] = [
-        with_it[1] / without[1]
-        for with_it, without in zip(usable(warm[name]), usable(result), strict=True)
-    ]
-    best, best_warm = result.best("train loss"), warm[name].best("train loss")
-    best_gains[name] = final_loss(result)[:, best] / final_loss(warm[name])[:, best_warm]
-    rows.append(
-        [
-            name,
-            f"{result.rates[best]:.2g}",
-            median_and_range(1e3 * final_loss(result)[:, best], ".1f"),
-            median_and_range(1e3 * final_loss(warm[name])[:, best_warm], ".1f"),
-            median_and_range(widths[name], ".2f"),
-            median_and_range(by_loss, ".2f"),
-            median_and_range(edge_gains[name], ".2f"),
-        ]
-    )
-display(
-    table(
-        [
-            "",
-            "best rate",
-            "loss there, 0.001 nats",
-            "with warm-up",
-            "usable, decades",
-            f"loss within {FACTOR} times the least, decades",
-            "warm-up moves the right end by a factor of",
-        ],
-        rows,
-    )
-)
+    widths[name] = helpers.decades(usable(result))
+    (_, ends), (_, warm_ends) = np.transpose(usable(result)), np.transpose(usable(warm[name]))
+    edge_gains[name] = warm_ends / ends
+    limit = FACTOR * np.median(final_loss(result), axis=0).min()
+    by_loss = helpers.decades(helpers.valleys_of(result.rates, final_loss(result), limit))
+    losses = [1e3 * least_losses(runs[name]) for runs in (cold, warm)]
+    row = [f"{result.rates[result.best('train loss')]:.2g}"]
+    row += [median_and_range(values, ".1f") for values in losses]
+    row += [median_and_range(values, ".2f") for values in (widths[name], by_loss, edge_gains[name])]
+    rows.append([name, *row])
+header = ["", "best rate", "loss there, 0.001 nats", "with warm-up", "usable, decades"]
+header += [f"decades within {FACTOR} times the least loss", "warm-up moves the right end by"]
+table(header, rows)
 
 # %% [markdown]
 # ### Which memory?
 #
 # The three greens differ in $\beta_2$ alone. The longer the memory, the earlier a run without
-# warm-up fails at large rates: those are the overlong first steps of the first figure. From here
-# on $\beta_2$ is 0.25, a choice for runs of hundreds of steps, made in view of these very results.
-# To be fair to Adam, its $\beta_2$ should have the same freedom:
+# warm-up fails at large rates, by its overlong first steps. From here on $\beta_2$ is 0.25, chosen
+# for runs of hundreds of steps in view of these very results. Does Adam need the same freedom?
 
 # %%
 adam_98 = outcome(lambda rate: mo.adamw(rate, b2=B2_AUTHORS, weight_decay=0.0))
-adam_98_widths = [decades(ends) for ends in usable(adam_98)]
-
-# %% tags=["remove-input"]
+adam_98_widths = helpers.decades(usable(adam_98))
 assert abs(np.median(adam_98_widths) - np.median(widths["AdamW"])) < 0.25
-display(
-    Markdown(
-        f"With a $\\beta_2$ of {B2_AUTHORS} instead of 0.999, AdamW's usable rates span "
-        f"{median_and_range(adam_98_widths, '.2f')} decades instead of "
-        f"{median_and_range(widths['AdamW'], '.2f')}: it does not matter here."
-    )
+say(
+    f"With a $\\beta_2$ of {B2_AUTHORS} instead of 0.999, AdamW's usable rates span "
+    f"{median_and_range(adam_98_widths, '.2f')} decades instead of "
+    f"{median_and_range(widths['AdamW'], '.2f')}: it does not matter here."
 )
 
 # %% [markdown]
 # ## Larger batches, fewer steps
 #
-# Now every run sees the same number of images, in batches of different size: a batch four times as
-# large leaves a fourth of the steps. From left to right: how the best rate moves, what is reached
-# with it, and what is reached by one who stays at the rate that was best for the smallest batch.
+# Now every run sees the same number of images: a batch four times as large leaves a fourth of the
+# steps. From left to right: the best rate, what is reached with it, and what is reached at the rate
+# that was best for the smallest batch.
 
 # %%
 compared = [MAIN, "AdamW", "SGD"]
@@ -591,35 +322,20 @@ for name in compared:
     at_best[name] = np.array([final_loss(r)[:, i] for r, i in zip(results, best, strict=True)])
     at_fixed[name] = np.array([final_loss(r)[:, best[0]] for r in results])
 
-figure, panels = plt.subplots(1, 3, figsize=(10, 3.9))
-for name in compared:
-    style = styles[name] | {"markersize": 5}
-    panels[0].plot(BATCHES, best_rates[name], label=name, **style)
-    for axes, losses in ((panels[1], at_best[name]), (panels[2], at_fixed[name])):
-        axes.plot(BATCHES, np.median(losses, axis=1), **style)
-        axes.fill_between(
-            BATCHES, losses.min(axis=1), losses.max(axis=1), color=style["color"], alpha=0.15
-        )
-panels[0].set(title="The best rate", ylabel="learning rate")
-panels[1].set(title="Train loss at the best rate", ylabel="nats", ylim=(5e-4, 4))
-panels[2].set(title=f"... at the best rate for {BATCHES[0]}", ylabel="nats", ylim=(5e-4, 4))
-for axes in panels:
-    axes.set(xscale="log", yscale="log", xlabel="batch size", xticks=BATCHES)
-    axes.set_xticklabels(BATCHES)
-    axes.minorticks_off()
-_ = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+show(
+    helpers.batches(BATCHES, best_rates, at_best, at_fixed),
+    "The best rate of SGD hardly moves and those of AdamW and NovoGrad fall or rise by a grid step "
+    "or two. In large batches, NovoGrad and AdamW end level and SGD higher.",
+)
 
 # %% [markdown]
 # ## Two modes, and steps that do not shrink
 #
-# `grad_averaging` makes momentum a mean, so that every $x_t$ after the first counts for
-# $1 - \beta_1$, a tenth, and the rate has to be ten times larger. The first, $x_1$, still counts in
-# full: at the tenfold rate that makes a first step ten times as long. `amsgrad` divides by the
-# largest $\sqrt{v_t}$ so far; steps get shorter as gradients do. Otherwise they stay about as long
-# as the rate to the very end, which is why a rate that falls is part of the recipe.
-#
-# On the left the rate falls to zero, as before: compare where the valleys lie, and how deep they
-# are. On the right it is constant: compare the depths.
+# `grad_averaging` makes momentum a mean, so that every $x_t$ after the first counts for a tenth,
+# $1 - \beta_1$, and the rate has to be ten times larger. The first still counts in full: a first
+# step ten times as long. `amsgrad` divides by the largest $\sqrt{v_t}$ so far; steps get shorter as
+# gradients do. Otherwise they stay about as long as the rate to the very end, which is why a
+# falling rate is part of the recipe. Compare where the valleys lie and how deep they are.
 
 
 # %%
@@ -636,132 +352,71 @@ long_memory = f"NovoGrad, b2 = {B2_ADDONS}"
 falling_rate = {
     "NovoGrad": cold[MAIN],
     "grad_averaging": outcome(averaging, rates=10 * RATES),
-    "grad_averaging, warm-up": outcome(
-        averaging, rates=10 * RATES, shape=schedule(STEPS, warm_up=True)
-    ),
+    "grad_averaging, warm-up": outcome(averaging, rates=10 * RATES, shape=warming),
     "amsgrad": outcome(holding_maximum),
 }
-constant_rate = {
-    "NovoGrad": outcome(makers[MAIN], shape=constant),
-    "amsgrad": outcome(holding_maximum, shape=constant),
-    long_memory: outcome(makers[long_memory], shape=constant),
-}
-# %% tags=["hide-input"]
-mode_styles = {
-    "NovoGrad": styles[MAIN],
-    "grad_averaging": {"color": "#7b3294", "linestyle": "-", "marker": "P"},
-    "grad_averaging, warm-up": {"color": "#7b3294", "linestyle": ":", "marker": "X"},
-    "amsgrad": {"color": OPTIMIZERS["amsgrad"].colour, "linestyle": "--", "marker": "d"},
-    long_memory: styles[long_memory],
-}
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-for axes, results in ((left, falling_rate), (right, constant_rate)):
-    for name, result in results.items():
-        draw(axes, result, final_loss(result), name, **mode_styles[name])
-    axes.set(xscale="log", yscale="log", xlabel="learning rate")
-    axes.legend(loc="lower left")
-left.set(title="The rate falls to zero", ylabel="train loss at the end, nats", ylim=(1e-4, 5))
-_ = right.set(title="The rate is constant")
+at_constant = {"NovoGrad": makers[MAIN], "amsgrad": holding_maximum}
+at_constant[long_memory] = makers[long_memory]
+constant_rate = {name: outcome(make, shape=constant) for name, make in at_constant.items()}
+show(
+    helpers.modes(falling_rate, constant_rate),
+    "Left, grad_averaging wants a tenfold rate and a warm-up, and amsgrad ends higher than the "
+    "plain form. Right, at a constant rate amsgrad ends lowest.",
+)
 
 # %% [markdown]
 # ## Two pitfalls
 #
-# A *layer* is an array of the tree. Models that scan over their layers keep all of them in one
-# array, whose rows would share a norm; `stacked` gives each row its own. And a layer whose first
-# gradient is zero or tiny begins with $v_1 \approx 0$: its next step may be as long as the bound
-# allows. Where it is exactly zero, an average that counts nonzero gradients only is the cure.
+# A *layer* is an array of the tree. In models that scan over their layers these share one array and
+# so a norm; `stacked` gives each row its own. And a layer whose first gradient is zero or tiny
+# begins with $v_1 \approx 0$: its next step may be as long as the bound allows. Where it is exactly
+# zero, an average that counts nonzero gradients only is the cure.
 
 # %%
 two_layers = {"blocks": jnp.stack([jnp.ones(16), 1e-3 * jnp.ones(16)])}  # one loud, one quiet
 
 
-def row_lengths(tx: optax.GradientTransformation) -> jax.Array:
-    updates, _ = tx.update(two_layers, tx.init(two_layers), two_layers)
-    return jnp.linalg.norm(updates["blocks"], axis=1)
-
-
-together = row_lengths(mo.novograd(1.0))
-each_its_own = row_lengths(mo.novograd(1.0, stacked=["blocks"]))
-
-
-def second_length(first: float, b2: float, **options) -> float:
-    """How long $x_2$ is if the gradients' lengths are `first` and 1."""
-    normalize = mo.from_estimates(
-        mo.over_rms(1e-7),
-        second_moment=mo.running_average(
-            mo.exponential_from_first(b2), of=mo.layer_square_norm(), **options
-        ),
-    )
-    state = normalize.init(jnp.zeros(1))
-    _, state = normalize.update(jnp.asarray([first]), state)
-    return float(normalize.update(jnp.ones(1), state)[0][0])
-
-
-display(
-    table(
-        ["step over rate", "loud layer", "quiet layer"],
-        [
-            ["two layers in one array", *(f"{length:.3g}" for length in together)],
-            ["the same, `stacked`", *(f"{length:.3g}" for length in each_its_own)],
-        ],
-    )
+rows = {
+    "two layers in one array": helpers.row_lengths(mo.novograd(1.0), two_layers),
+    "the same, `stacked`": helpers.row_lengths(mo.novograd(1.0, stacked=["blocks"]), two_layers),
+}
+table(
+    ["step over rate", "loud layer", "quiet layer"],
+    [[name, *(f"{length:.3g}" for length in lengths)] for name, lengths in rows.items()],
 )
-display(
-    table(
-        ["second step over rate, after a first gradient of", *(f"b2 = {b2}" for b2 in B2_STYLES)],
-        [
-            [label, *(f"{second_length(first, b2, **options):.3g}" for b2 in B2_STYLES)]
-            for label, first, options in (
-                ("1, as long as the second", 1.0, {}),
-                ("0.000001", 1e-6, {}),
-                ("0", 0.0, {}),
-                ("0, with `count_nonzero=True`", 0.0, {"count_nonzero": True}),
-            )
-        ],
-    )
+firsts = {"1, as long as the second": 1.0, "0.000001": 1e-6, "0": 0.0}
+seconds = {name: [helpers.second_length(g, b2) for b2 in B2S] for name, g in firsts.items()}
+seconds["0, with `count_nonzero=True`"] = [
+    helpers.second_length(0.0, b2, count_nonzero=True) for b2 in B2S
+]
+table(
+    ["second step over rate, after a first gradient of", *(f"b2 = {b2}" for b2 in B2S)],
+    [[name, *(f"{length:.3g}" for length in lengths)] for name, lengths in seconds.items()],
 )
 
 # %% tags=["hide-input"]
 right_ends = {name: [high for _, high in usable(result)] for name, result in cold.items()}
-by_memory = [np.median(right_ends[f"NovoGrad, b2 = {b2}"]) for b2 in B2_STYLES]
+by_memory = [np.median(right_ends[f"NovoGrad, b2 = {b2}"]) for b2 in B2S]
 
 
-def overlap(a, b) -> bool:
-    """Whether the ranges over the seeds have a point in common."""
-    return bool(np.min(a) <= np.max(b) and np.min(b) <= np.max(a))
-
-
-def least_losses(outcome: Outcome) -> np.ndarray:
-    """The train loss of each seed at the best rate."""
-    return final_loss(outcome)[:, outcome.best("train loss")]
-
-
-# No valley is cut off by the grid.
-assert all(
-    RATES[0] < low and high < RATES[-1]
-    for result in (*cold.values(), *warm.values())
-    for low, high in usable(result)
-)
+ends = [usable(result) for result in (*cold.values(), *warm.values())]
+assert RATES[0] < np.min(ends)
+assert np.max(ends) < RATES[-1]
 # Memory decides how large a rate may be, and what warm-up is worth.
 assert by_memory[0] > 1.3 * by_memory[1] > 1.3**2 * by_memory[2]
 assert np.median(edge_gains[MAIN]) < 1.3 < 1.5 < np.median(edge_gains[long_memory])
 # At the edge of divergence a last digit decides which rate of the grid still trains AdamW.
 assert np.median(edge_gains["AdamW"]) > 1.2
 # At their own best rates, none needs a warm-up.
-assert all(overlap(least_losses(cold[name]), least_losses(warm[name])) for name in makers)
-# Rates: AdamW tolerates most.
+assert all(helpers.overlap(least_losses(cold[name]), least_losses(warm[name])) for name in makers)
 assert np.median(widths["AdamW"]) > np.median(widths[MAIN]) + 0.15
-# Batches: level with AdamW, ahead of SGD where batches are large.
-for size in (256, 1024):
-    losses = {name: at_best[name][BATCHES.index(size)] for name in compared}
-    assert np.median(losses["SGD"]) > 1.5 * np.median(losses[MAIN])
-    assert 0.3 < np.median(losses[MAIN]) / np.median(losses["AdamW"]) < 3
+for of_sgd, of_adam, ours in zip(*(at_best[k][2:] for k in ("SGD", "AdamW", MAIN)), strict=True):
+    assert np.median(of_sgd) > 1.5 * np.median(ours)
+    assert 0.3 < np.median(ours) / np.median(of_adam) < 3
 assert np.median(at_fixed["AdamW"][-1]) < np.median(at_fixed[MAIN][-1]) < at_fixed["SGD"][-1].min()
-# Modes.
 mean_warm = least_losses(falling_rate["grad_averaging, warm-up"])
 mean_cold = least_losses(falling_rate["grad_averaging"])
-assert overlap(mean_warm, least_losses(warm[MAIN]))
+assert helpers.overlap(mean_warm, least_losses(warm[MAIN]))
 assert np.median(mean_cold) > 2 * np.median(mean_warm)
 plain, held = (least_losses(constant_rate[name]) for name in ("NovoGrad", "amsgrad"))
 plain_falling, held_falling = (least_losses(falling_rate[name]) for name in ("NovoGrad", "amsgrad"))
@@ -779,29 +434,21 @@ def nats(losses) -> str:
     return median_and_range(losses, ".2g")
 
 
-def factor(name: str) -> str:
-    return median_and_range(edge_gains[name], ".2f")
-
-
-def width(name: str) -> str:
-    return median_and_range(widths[name], ".2f")
-
-
-display(
-    Markdown(
-        f"""
+factor = {name: median_and_range(gains, ".2f") for name, gains in edge_gains.items()}
+width = {name: median_and_range(values, ".2f") for name, values in widths.items()}
+say(
+    f"""
 Medians over {SEEDS} seeds, in brackets the range over the seeds; one small network, one data set.
 
 - **Half of Adam's state: yes.** At most {max(state_ratio):.3f} of it in the trees above.
 - **No warm-up: yes, if $\\beta_2$ is small.** Warm-up moves the largest usable rate by a factor of
-  {factor(MAIN)} at $\\beta_2 = {B2}$, but by {factor(long_memory)} at {B2_ADDONS}, where the long
+  {factor[MAIN]} at $\\beta_2 = {B2}$, but by {factor[long_memory]} at {B2_ADDONS}, where the long
   memory makes the first steps up to {longest[B2_ADDONS].max():.0f} times too long. It moves AdamW's
-  by {factor("AdamW")}. At its own best rate, however, *no* optimizer here, AdamW included, gains
+  by {factor["AdamW"]}. At its own best rate, however, *no* optimizer here, AdamW included, gains
   more by warm-up than its seeds differ.
-- **Tolerance of the rate: not more than Adam's.** Usable rates span {width(MAIN)} decades for
-  NovoGrad, {width("AdamW")} for AdamW and {width("SGD")} for SGD. Judged by the train loss, in the
-  last column but one of the table, the three are closer still. What the norm does buy is a valley
-  that stays where it is when the loss is scaled, which SGD's does not.
+- **Tolerance of the rate: not more than Adam's.** Usable rates span {width[MAIN]} decades for
+  NovoGrad, {width["AdamW"]} for AdamW and {width["SGD"]} for SGD; judged by the train loss, the
+  three are closer still. But the valley stays where it is when the loss is scaled; SGD's does not.
 - **Large batches: better than SGD, level with AdamW.** With the best rate for each, batches of 256
   leave a train loss of {nats(at_best[MAIN][large])} to NovoGrad,
   {nats(at_best["AdamW"][large])} to AdamW and {nats(at_best["SGD"][large])} to SGD; batches of
@@ -818,7 +465,6 @@ Medians over {SEEDS} seeds, in brackets the range over the seeds; one small netw
 So the norm buys memory, and steps whose length is known, *on condition that the average forgets
 faster than gradients change*: it looks back over some $1 / (1 - \\beta_2)$ steps, and a run of
 hundreds has no thousand to spare. For short runs set `b2` yourself."""
-    )
 )
 
 # %% [markdown]
@@ -828,6 +474,3 @@ hundreds has no thousand to spare. For short runs set `b2` yourself."""
 # - Switch weight decay on. It joins NovoGrad's momentum, beside an $x_t$ of length 1: what decay
 #   corresponds to AdamW's 0.01?
 # - Ten times as many steps: does $\beta_2 = 0.999$ come into its own?
-#
-# Used here: `novograd`, `adamw`, `from_estimates`, `over_rms`, `running_average`,
-# `exponential_from_first`, `layer_square_norm`; `compare.train` and `problems.digits`.
