@@ -14,7 +14,7 @@ from sphinx.ext.intersphinx import InventoryAdapter
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 TOCTREE = re.compile(r"^<!-- toctree\n(.*?)^-->$", re.DOTALL | re.MULTILINE)
-NOTEBOOK = re.compile(r"\]\((?:\.\./)+notebooks/(\w+)\.(?:py|ipynb)(?=[)#])")
+NOTEBOOK = re.compile(r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb(?=[)#])")
 SOURCE = re.compile(r"\]\((?:\.\./)+msvag_optax/_?([\w/]+?)(?:\.py)?\)")
 # `mo.chain` and `mo.chain(a, b)`, but not `mo.chain(f(a), b)`, which is about more than `chain`.
 NAME = re.compile(r"([A-Za-z_][\w.]*)(\([^()]*\))?")

@@ -1,10 +1,37 @@
 # %% [markdown]
 # # How noisy is each layer, and can the optimizer's state tell?
 #
+# M-SVAG's state tells the variance of a mini-batch's gradient well, and the ratio of signal to
+# noise as long as there is much signal. Later the optimizer answers its own noise, and a few dozen
+# fresh mini-batches at frozen parameters are a better reading.
+#
+# ![Six panels, one for each kernel and bias: the signal-to-noise ratio against the step, at three
+# batch sizes. Lines, from the state, and marks, the truth, agree at first and part later; both
+# fall, and larger batches have larger ratios.](images/reading_the_noise.png)
+
+# %% tags=["hide-input"]
+# Runs in a checkout of the repository, and installs what is missing from there: there is no
+# release on a package index. By hand, in its root: pip install ".[notebooks]"
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+places = (Path.cwd(), *Path.cwd().parents)
+root = next((place for place in places if (place / "notebooks/helpers").is_dir()), None)
+assert root, "Open this notebook in a checkout of the repository."
+needed = ("optax", "flax", "sklearn", "matplotlib", "tensorboardX")
+if not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", f"{root}[notebooks]"], check=True)
+sys.path.insert(0, str(root))
+
+# %% [markdown]
+# ## How it was found
+#
 # M-SVAG and SVAG keep a mean of the gradient and its variance, to shorten their steps where there
 # is more noise than signal ([arXiv 1705.07774](https://arxiv.org/abs/1705.07774)). The same two
 # numbers answer questions that one asks of any training run: which layers still learn, and would a
-# larger batch help? They are in the state already.
+# larger batch help?
 #
 # The *signal-to-noise ratio* of a layer is the length of its true gradient over the root of the
 # variance of a mini-batch's gradient, both summed over the elements of the layer (here: of one
@@ -12,40 +39,31 @@
 # by $B$, so the ratio should grow like $\sqrt B$. Near an optimum the signal vanishes and the noise
 # does not, so it should fall. And the squared inverse of the ratio over all layers is the *gradient
 # noise scale*, which McCandlish et al. ([arXiv 1812.06162](https://arxiv.org/abs/1812.06162)) found
-# to predict the *critical batch size*, beyond which larger batches stop to pay.
+# to predict the *critical batch size*, beyond which larger batches hardly pay.
 #
-# But the state has seen one mini-batch a step, at parameters that moved meanwhile. This page trains
-# a small network on digits, reads, and compares every reading with the truth, which for so small a
-# data set can be computed.
+# But the state has seen one mini-batch a step, at parameters that moved meanwhile. We train a small
+# network on digits and compare every reading with the truth, which for so small a data set can be
+# computed.
 
 # %%
-import functools
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from IPython.display import Markdown, display
 
 import msvag_optax as mo
 from msvag_optax.compare import train
-from msvag_optax.problems.digits import Perceptron, digits, load_split
+from msvag_optax.problems.digits import digits
+from notebooks.helpers import reading_the_noise as helpers
+from notebooks.helpers import say, show, table
+from notebooks.helpers.reading_the_noise import NAMES, READINGS, by_name
 
-plt.style.use("msvag_optax.compare.figures")
-
-# %%
 batch_sizes = (16, 64, 256)
 rate = 0.03  # a gentle one, so that the parameters do not jump
 beta = 0.9  # M-SVAG's default: the mean of about 19 gradients
 seeds = 5
 steps, every = 2_000, 50  # the truth is computed every 50 steps
 fresh_batches = 64  # what a careful reading takes, see below
-
-network = Perceptron()  # 64 -> 64 -> 64 -> 10, three dense layers
-images, labels = load_split()[0]
-names = jax.tree.leaves(mo.path_names(network.init(jax.random.key(0), images[:1])["params"]))
 
 # %% [markdown]
 # ## The truth, and three ways to read it
@@ -62,113 +80,20 @@ names = jax.tree.leaves(mo.path_names(network.init(jax.random.key(0), images[:1]
 #   `mo.watch_moments`;
 # * *frozen parameters*: many fresh mini-batches at the parameters of one moment, seen by
 #   `mo.watch_moments` under `mo.arithmetic()`.
-
-
-# %%
-class Reading(NamedTuple):
-    """What a state tells: the ratio of each leaf, the scale and the variance of all together."""
-
-    ratio: Any
-    scale: jax.Array
-    noise: jax.Array
-
-
-def read(state):
-    moments = mo.moments_in(optax.tree.get(state, "RunningMomentsState"))
-    variances = [m.variance for m in jax.tree.leaves(moments, is_leaf=_is_moments)]
-    noise = sum(jnp.sum(variance) for variance in variances)
-    return Reading(mo.signal_to_noise(state), mo.noise_scale(state), noise)
-
-
-def _is_moments(node):
-    return isinstance(node, mo.Moments)
-
-
-def truth(params, batch_size):
-    """The same three numbers from the gradients of all single images."""
-
-    def loss(params, image, label):
-        logits = network.apply({"params": params}, image)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
-
-    each = jax.vmap(jax.grad(loss), (None, 0, 0))(params, images, labels)
-    signal = jax.tree.map(lambda g: jnp.sum(g.mean(0) ** 2), each)
-    noise = jax.tree.map(lambda g: jnp.sum(g.var(0)) / batch_size, each)
-    ratio = jax.tree.map(lambda s, n: jnp.sqrt(s / n), signal, noise)
-    signal, noise = sum(jax.tree.leaves(signal)), sum(jax.tree.leaves(noise))
-    return Reading(ratio, noise / signal, noise)
-
-
-# %% [markdown]
-# The training loop is a plain `lax.scan`: what it returns of each step is the log. All seeds run at
-# once, under `jax.vmap`.
-
+#
+# The training loop is a plain `lax.scan`; it is in `notebooks/helpers/reading_the_noise.py`.
 
 # %%
-class Log(NamedTuple):
-    """What a run writes down: at each step, and every so many steps."""
-
-    step_ratio: Any
-    state: Reading
-    another: Reading
-    frozen: Reading
-    truth: Reading
-    loss: jax.Array
-
-
 another_batch = mo.watch_moments(mo.exponential(beta))
-many_batches = mo.watch_moments(mo.arithmetic())
-
-
-def run(key, tx, batch_size, steps, every):
-    problem = digits(network, batch_size)
-
-    def gradient(params, key):
-        return problem.value_and_grad(params, 0, key)[1]
-
-    def step(carry, t):
-        params, state, watched = carry
-        key_t, other = jax.random.split(jax.random.fold_in(key, t))
-        _, watched = another_batch.update(gradient(params, other), watched)
-        updates, state = tx.update(gradient(params, key_t), state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state, watched), mo.signal_to_noise(state)
-
-    def span(carry, times):
-        carry, ratio = jax.lax.scan(step, carry, times)
-        params, state, watched = carry
-
-        def watch(moments, key):
-            return many_batches.update(gradient(params, key), moments)[1], None
-
-        fresh = jax.random.split(jax.random.fold_in(key, steps + times[0]), fresh_batches)
-        frozen, _ = jax.lax.scan(watch, many_batches.init(params), fresh)
-        readings = read(state), read(watched), read(frozen), truth(params, batch_size)
-        return carry, Log(ratio, *readings, problem.metrics(params)["train loss"])
-
-    params = problem.init(key)
-    start = params, tx.init(params), another_batch.init(params)
-    return jax.lax.scan(span, start, jnp.arange(steps).reshape(-1, every))[1]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def run_all(keys, tx, batch_size, steps, every):
-    return jax.vmap(lambda key: run(key, tx, batch_size, steps, every))(keys)
 
 
 def logs_of(tx, batch_size, steps=steps, every=every):
     """The logs of all seeds: arrays of shape (seeds, steps // every, ...)."""
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    return jax.device_get(run_all(keys, tx, batch_size, steps, every))
+    return helpers.logs_of(tx, seeds, another_batch, batch_size, steps, every, fresh_batches)
 
 
 logs = {batch_size: logs_of(mo.msvag(rate, beta), batch_size) for batch_size in batch_sizes}
 looked_at = every * np.arange(1, steps // every + 1)
-
-
-def by_name(tree):
-    return dict(zip(names, jax.tree.leaves(tree), strict=True))
-
 
 # %% [markdown]
 # ## What the state says, layer by layer
@@ -177,51 +102,12 @@ def by_name(tree):
 # greatest; marks are the truth. Look for three things: lines and marks agree in the beginning and
 # part later, both fall, and a larger batch is higher up.
 
-# %% tags=["hide-input"]
-batch_styles = {
-    16: {"color": "#56b4e9", "linestyle": (0, (1, 1)), "marker": "s"},
-    64: {"color": "#0072b2", "linestyle": (0, (5, 1.5)), "marker": "o"},
-    256: {"color": "#00243f", "linestyle": "-", "marker": "^"},
-}
-line_only = {"marker": "none"}
-marks_only = {"linestyle": "none", "markersize": 4.5, "fillstyle": "none"}
-shown = [0, 1, 3, 6, 11, 19, 39]  # of the moments at which the truth is known
-thinned = np.unique(np.geomspace(4, steps, 60).astype(int)) - 1  # of the steps
-
-
-def kernel_first(name):
-    return name.split("/")[0], name.endswith("bias")
-
-
-figure, axes = plt.subplots(2, 3, figsize=(10, 6), sharex=True, sharey=True)
-for ax, name in zip(axes.T.flat, sorted(names, key=kernel_first), strict=True):
-    for batch_size, log in logs.items():
-        style = batch_styles[batch_size]
-        readings = by_name(log.step_ratio)[name].reshape(seeds, steps)[:, thinned]
-        ax.fill_between(
-            thinned + 1, readings.min(0), readings.max(0), color=style["color"], alpha=0.13, lw=0
-        )
-        ax.plot(
-            thinned + 1,
-            np.median(readings, axis=0),
-            label=f"batch {batch_size}, from the state",
-            **style | line_only,
-        )
-        ax.plot(
-            looked_at[shown],
-            np.median(by_name(log.truth.ratio)[name], axis=0)[shown],
-            label="the truth",
-            **style | marks_only,
-        )
-    ax.set(title=name, xscale="log", ylim=(0, 2.3))
-for ax in axes[-1]:
-    ax.set_xlabel("step")
-for ax in axes[:, 0]:
-    ax.set_ylabel("signal-to-noise ratio")
-figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-figure.suptitle("The signal-to-noise ratio of each layer")
-plt.show()
-
+# %% tags=["hide-input", "answer"]
+show(
+    helpers.layers(logs, steps, looked_at),
+    "In every layer the ratio falls with the steps and is larger for larger batches. The state's "
+    "lines follow the true marks at first and are below them later.",
+)
 
 # %% [markdown]
 # What a larger batch buys is the variance that theory says. Multiplied by the size of the batch, it
@@ -235,21 +121,19 @@ def median_at(values, step):
     return float(np.median(values[:, step // every - 1]))
 
 
-rows = []
-for batch_size, log in logs.items():
-    cells = [
-        f"{batch_size * median_at(log.state.noise, step):.1f} "
-        f"({batch_size * median_at(log.truth.noise, step):.1f})"
-        for step in moments_of_interest
-    ]
-    rows.append(f"| {batch_size} | " + " | ".join(cells) + " |")
-display(
-    Markdown(
-        "Batch size times the variance, summed over all layers, as the state has it "
-        f"(in brackets: the truth); medians over {seeds} seeds:\n\n"
-        "| batch | " + " | ".join(f"step {step:,}" for step in moments_of_interest) + " |\n"
-        "| --: |" + " --: |" * len(moments_of_interest) + "\n" + "\n".join(rows)
-    )
+table(
+    ["batch", *(f"step {step:,}" for step in moments_of_interest)],
+    [
+        [batch_size]
+        + [
+            f"{batch_size * median_at(log.state.noise, step):.1f} "
+            f"({batch_size * median_at(log.truth.noise, step):.1f})"
+            for step in moments_of_interest
+        ]
+        for batch_size, log in logs.items()
+    ],
+    "Batch size times the variance, summed over all layers, as the state has it "
+    f"(in brackets: the truth); medians over {seeds} seeds:",
 )
 
 # %% [markdown]
@@ -262,80 +146,28 @@ display(
 # noise") stand on the floor.
 
 # %% tags=["hide-input"]
-readings = {
-    "the state of M-SVAG": "state",
-    "another batch": "another",
-    "frozen parameters": "frozen",
-}
-floor = 0.02
 rho = (1 - beta) / (1 + beta)  # the sum of the squared weights, after many steps
-
-
-def pairs(log, field):
-    """The truth and a reading of the ratio, of every layer, run and moment."""
-    return (
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(source.ratio)])
-        for source in (log.truth, getattr(log, field))
-    )
-
-
-figure, axes = plt.subplots(1, 3, figsize=(10, 4.2), sharex=True, sharey=True)
-for ax, (title, field) in zip(axes, readings.items(), strict=True):
-    for batch_size, log in logs.items():
-        x, y = pairs(log, field)
-        style = {"s": 9, "alpha": 0.35, "linewidth": 0}
-        style |= {key: batch_styles[batch_size][key] for key in ("color", "marker")}
-        ax.scatter(x, np.maximum(y, floor), label=f"batch {batch_size}", **style)
-    ax.plot([0.06, 3], [0.06, 3], color="#555555", linewidth=0.8)
-    sample = rho if field != "frozen" else 1 / fresh_batches
-    ax.axvline(np.sqrt(sample), color="#d55e00", linewidth=1.0, linestyle=(0, (5, 2)))
-    ax.set(title=title, xscale="log", yscale="log", xlim=(0.06, 3), ylim=(floor / 1.2, 3))
-    ax.set_xlabel("true ratio")
-axes[0].set_ylabel("reading")
-legend = figure.legend(
-    *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, markerscale=2
+show(
+    helpers.trust(logs, rho, fresh_batches),
+    "Readings at frozen parameters lie along the diagonal. Those of another batch are a little "
+    "below it, those of M-SVAG's state far below where the true ratio is small.",
 )
-for handle in legend.legend_handles:
-    handle.set_alpha(1)
-figure.suptitle("Readings against the truth")
-plt.show()
-
-# %% tags=["hide-input"]
 bins = ((0.1, 0.3), (0.3, 0.7), (0.7, 3.0))
 
 
-def quotients(field, low, high):
-    """Reading over truth, where the truth is between `low` and `high`, of all runs."""
-    x, y = (
-        np.concatenate(each)
-        for each in zip(*(pairs(log, field) for log in logs.values()), strict=True)
-    )
-    within = (low < x) & (x <= high)
-    return y[within] / x[within]
-
-
 trust = {
-    (field, low): np.percentile(quotients(field, low, high), [25, 50, 75])
-    for field in readings.values()
+    (field, low): np.percentile(helpers.quotients(logs, field, low, high), [25, 50, 75])
+    for field in READINGS.values()
     for low, high in bins
 }
-display(
-    Markdown(
-        "Reading over truth, median (and quartiles) over layers, runs and moments:\n\n"
-        "| true ratio | " + " | ".join(readings) + " |\n"
-        "| --- |"
-        + " --: |" * len(readings)
-        + "\n"
-        + "\n".join(
-            f"| {low:g} to {high:g} | "
-            + " | ".join(
-                "{1:.2f} ({0:.2f} to {2:.2f})".format(*trust[field, low])
-                for field in readings.values()
-            )
-            + " |"
-            for low, high in bins
-        )
-    )
+quartiles = "{1:.2f} ({0:.2f} to {2:.2f})"
+table(
+    ["true ratio", *READINGS],
+    [
+        [f"{low:g} to {high:g}", *(quartiles.format(*trust[f, low]) for f in READINGS.values())]
+        for low, high in bins
+    ],
+    "Reading over truth, median (and quartiles) over layers, runs and moments:",
 )
 
 # %% [markdown]
@@ -359,35 +191,12 @@ display(
 # times the size of the batch it is $B_\text{simple} = \operatorname{tr} \Sigma / |G|^2$ of
 # McCandlish et al., in images. Below, look at how it rises as the loss falls (to the right).
 
-
 # %% tags=["hide-input"]
-def noise_scale(reading, batch_size):
-    """In images, of each moment. Noise and signal are averaged over the seeds before they meet."""
-    with np.errstate(divide="ignore"):
-        signal = (reading.noise / reading.scale).mean(axis=0)  # 0 where the scale is infinite
-        return batch_size * reading.noise.mean(axis=0) / signal
-
-
-ceiling = 2e4
-figure, ax = plt.subplots(figsize=(8, 5))
-for batch_size, log in logs.items():
-    style = batch_styles[batch_size]
-    loss = log.loss.mean(axis=0)
-    ax.plot(
-        loss,
-        np.minimum(noise_scale(log.state, batch_size), ceiling),
-        label=f"batch {batch_size}, from the state",
-        **style | line_only,
-    )
-    ax.plot(loss, noise_scale(log.truth, batch_size), label="the truth", **style | marks_only)
-ax.set(xscale="log", yscale="log", ylim=(40, ceiling), xlabel="train loss (nats)")
-ax.set_ylabel("noise scale (images)")
-ax.set_title(f"The gradient noise scale, {seeds} seeds together")
-ax.invert_xaxis()
-ax.set_xticks([2, 1, 0.5, 0.2, 0.1], ["2", "1", "0.5", "0.2", "0.1"])
-ax.set_xticks([], minor=True)
-figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-plt.show()
+show(
+    helpers.scales(logs),
+    "The noise scale rises as the loss falls. The state's lines of all batch sizes lie together "
+    "down to a loss of about 0.4; the truths part, the lower the smaller the batch.",
+)
 
 # %% [markdown]
 # Down to a loss of about 0.4 the state says the same at every batch size, and what it says is the
@@ -412,17 +221,13 @@ sgd_rates = tuple((0.1 * np.sqrt(2.0) ** np.arange(7)).tolist())
 sgd_seeds = 3
 
 
-def steps_to_target(batch_size, length):
-    """The best rate, and the steps that each seed needs at it."""
-    problem = digits(network, batch_size)
-    outcome = train(problem, optax.sgd, sgd_rates, steps=length, seeds=sgd_seeds)
-    reached = outcome.history["train loss"] < target
-    first = np.where(reached.any(axis=0), outcome.steps[reached.argmax(axis=0)], np.inf)
-    best = int(first.mean(axis=0).argmin())
-    return sgd_rates[best], first[:, best]
-
-
-needed = {size: steps_to_target(size, length) for size, length in lengths.items()}
+needed = {}
+for size, length in lengths.items():
+    outcome = train(
+        digits(helpers.NETWORK, size), optax.sgd, sgd_rates, steps=length, seeds=sgd_seeds
+    )
+    best, counts = helpers.steps_needed(outcome, target)
+    needed[size] = sgd_rates[best], counts
 
 # %% [markdown]
 # SGD keeps no moments. `mo.watch_moments` at the head of a chain keeps them for any optimizer, and
@@ -439,7 +244,7 @@ sgd_logs = {
     size: logs_of(watched(optax.sgd(needed[size][0])), size, short, often) for size in batch_sizes
 }
 
-gradients = jax.tree.map(jnp.cos, network.init(jax.random.key(1), images[:1])["params"])
+gradients = jax.tree.map(jnp.cos, digits(helpers.NETWORK, 1).init(jax.random.key(1)))
 passed, _ = another_batch.update(gradients, another_batch.init(gradients))
 _ = jax.tree.map(np.testing.assert_array_equal, passed, gradients)  # as they are
 
@@ -451,12 +256,8 @@ _ = jax.tree.map(np.testing.assert_array_equal, passed, gradients)  # as they ar
 
 # %% tags=["hide-input"]
 sizes = np.array(list(needed))
-counts = np.stack([first for _, first in needed.values()])
-means = counts.mean(axis=1)
-# S = S_min + S_min B_crit / B is linear in two numbers; relative errors count alike.
-design = np.stack([np.ones(len(sizes)), 1 / sizes], axis=1) / means[:, None]
-s_min, per_image = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
-critical = per_image / s_min
+means = np.array([counts.mean() for _, counts in needed.values()])
+s_min, critical = helpers.fitted_law(sizes, means)
 misfit = np.abs(means / (s_min * (1 + critical / sizes)) - 1).max()
 
 
@@ -467,68 +268,21 @@ def scales_on_the_way(batch_size, field):
     return np.percentile(scales, [25, 50, 75], method="inverted_cdf")
 
 
-sources = {
-    "truth": ("the truth", "o", "white"),
-    "frozen": ("frozen parameters", "o", None),
-    "another": ("another batch", "D", None),
-    "state": ("the state", "X", None),
-}
-orange = "#d55e00"
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(4, 3))
-grid = np.geomspace(3, 700, 50)
-left.plot(grid, s_min * (1 + critical / grid), color="black", label="the law, fitted")
-left.plot(grid, s_min * critical / grid, color="#555555", linewidth=0.8, linestyle=":")
-left.axhline(s_min, color="#555555", linewidth=0.8, linestyle=":")
-left.errorbar(
-    sizes,
-    means,
-    (means - counts.min(axis=1), counts.max(axis=1) - means),
-    fmt="o",
-    color=batch_styles[64]["color"],
-    capsize=3,
-    label=f"mean of {sgd_seeds} seeds; least to greatest",
+show(
+    helpers.critical_batch(
+        {size: counts for size, (_, counts) in needed.items()},
+        s_min,
+        critical,
+        scales_on_the_way,
+        target,
+    ),
+    "Left, the steps to the target fall with the batch size and level off, as the fitted law has "
+    "it. Right, the truth and the readings at frozen parameters lie near the critical batch size; "
+    "those of the state and of another batch leave through the right edge.",
 )
-left.axvline(critical, color=orange, linestyle=(0, (5, 2)))
-left.annotate(
-    "$B_\\mathrm{crit}$", (critical, 27), (5, 0), textcoords="offset points", color=orange
-)
-left.set(xscale="log", yscale="log", xlabel="batch size", ylim=(25, 600))
-left.set_ylabel(f"steps to a train loss of {target}")
-left.set_xticks(sizes, [f"{size}" for size in sizes])
-left.set_xticks([], minor=True)
-left.set_yticks([50, 100, 200, 400], ["50", "100", "200", "400"])
-left.set_yticks([], minor=True)
-left.legend(loc="upper right")
-left.set_title("What a larger batch buys")
-
-edge = 3e3
-for row, batch_size in enumerate(batch_sizes):
-    for line, (field, (label, marker, face)) in enumerate(sources.items()):
-        height = row + 0.17 * (line - 1.5)
-        low, middle, high = np.minimum(scales_on_the_way(batch_size, field), edge)
-        color = batch_styles[batch_size]["color"]
-        right.plot([low, high], [height, height], color=color, linewidth=1.5, zorder=2)
-        right.plot(
-            middle,
-            height,
-            marker,
-            color=color,
-            markerfacecolor=face or color,
-            clip_on=False,
-            zorder=3,
-            label=label if batch_size == batch_sizes[-1] else None,
-        )
-right.axvline(critical, color=orange, linestyle=(0, (5, 2)))
-right.set(xscale="log", xlim=(5, edge), xlabel="noise scale (images)", ylim=(2.5, -0.5))
-right.set_yticks(range(3), [f"batch {size}" for size in batch_sizes])
-right.set_title("Read on the way")
-figure.legend(
-    *right.get_legend_handles_labels(), loc="outside lower right", ncols=4, columnspacing=1.2
-)
-plt.show()
 
 # %% [markdown]
-# The same `watched` goes round optimizers that keep something else. A table of the kernels when the
+# The same `watched` wraps optimizers that keep something else. A table of the kernels when the
 # train loss has just fallen below 1, at batch size 64: what the state says, in brackets the truth.
 
 # %% tags=["hide-input"]
@@ -541,7 +295,7 @@ at_64 = {
         often,
     ),
 }
-kernels = [name for name in names if name.endswith("kernel")]
+kernels = [name for name in NAMES if name.endswith("kernel")]
 rows, shares = [], []
 for title, (log, spacing) in at_64.items():
     moment = int(np.argmax(log.loss.mean(axis=0) < 1))
@@ -551,13 +305,8 @@ for title, (log, spacing) in at_64.items():
     )
     shares.append(np.mean([said[name] / true[name] for name in kernels]))
     cells = [f"{said[name]:.2f} ({true[name]:.2f})" for name in kernels]
-    rows.append(f"| {title} | {spacing * (moment + 1)} | " + " | ".join(cells) + " |")
-display(
-    Markdown(
-        f"| medians over {seeds} seeds | step | " + " | ".join(kernels) + " |\n"
-        "| --- | --: |" + " --: |" * len(kernels) + "\n" + "\n".join(rows)
-    )
-)
+    rows.append([title, spacing * (moment + 1), *cells])
+table([f"medians over {seeds} seeds", "step", *kernels], rows)
 
 # %% [markdown]
 # At its best rate, SGD swings across the valley from step to step: there is plenty of signal at
@@ -567,20 +316,9 @@ display(
 #
 # ## What the conclusion rests on
 
-
 # %%
-def at_loss(reading, batch_size, losses):
-    """The noise scale where the loss, which falls, passes through `losses`."""
-    loss = logs[batch_size].loss.mean(axis=0)
-    log_scale = np.log(noise_scale(reading, batch_size))
-    return np.exp(np.interp(-np.log(losses), -np.log(loss), log_scale))
-
-
 losses = np.array([1.5, 1.0, 0.7, 0.5, 0.4])
-said, true = (
-    np.stack([at_loss(getattr(logs[b], field), b, losses) for b in batch_sizes])
-    for field in ("state", "truth")
-)
+said, true = (helpers.at_loss(logs, field, losses) for field in ("state", "truth"))
 spread_said, spread_true = (scales.max(axis=0) / scales.min(axis=0) for scales in (said, true))
 
 noise_said, noise_true = (
@@ -637,9 +375,8 @@ for field in ("state", "another"):  # with the large steps of tuned SGD, running
 # ## What was measured
 
 # %% tags=["remove-input"]
-display(
-    Markdown(
-        f"""
+say(
+    f"""
 One network, one small data set, {seeds} seeds; M-SVAG at rate {rate:g} unless said otherwise.
 
 * **The variance is read well.** What the state says is within {noise_error:.0%} of the truth in
@@ -666,7 +403,6 @@ So: read the state to watch the noise, and to compare layers and phases of a run
 steps; where its ratio is below about {bins[2][0]:g}, expect the truth to be higher. To choose a
 batch size, stop for a moment and look at {fresh_batches} mini-batches through
 `mo.watch_moments(mo.arithmetic())`."""
-    )
 )
 
 # %% [markdown]
@@ -678,4 +414,4 @@ batch size, stop for a moment and look at {fresh_batches} mini-batches through
 # * A network of yours: `digits` takes any Flax module from 64 pixels to 10 logits.
 #
 # The pieces: `mo.signal_to_noise`, `mo.noise_scale`, `mo.watch_moments` and `mo.moments_in`; their
-# formulas are in `msvag_optax/diagnostics.py`, and the moments' in [the design](../design.md).
+# formulas are in `msvag_optax/diagnostics.py`, and the moments' in [the design](../docs/design.md).

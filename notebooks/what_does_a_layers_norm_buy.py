@@ -55,7 +55,7 @@ import optax
 import msvag_optax as mo
 from msvag_optax.compare import Outcome, train
 from msvag_optax.problems.digits import Perceptron, digits
-from notebooks.helpers import median_and_range, say, show, table
+from notebooks.helpers import median_and_range, parameter_trees, say, show, table
 from notebooks.helpers import what_does_a_layers_norm_buy as helpers
 from notebooks.helpers.what_does_a_layers_norm_buy import final_error, final_loss, least_losses
 
@@ -85,8 +85,8 @@ problem = digits(Perceptron(HIDDEN), BATCH)
 # %%
 trees = {
     "digits": jax.eval_shape(problem.init, jax.random.key(0)),
-    "ResNet-50": helpers.resnet50(),
-    "GPT-2, small": helpers.gpt2(),
+    "ResNet-50": parameter_trees.resnet50(),
+    "GPT-2, small": parameter_trees.gpt2(),
 }
 keepers = {
     "SGD with momentum": optax.sgd(0.1, momentum=0.9),
