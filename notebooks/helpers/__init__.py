@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image as Picture
 
+Styles = dict[Any, dict[str, Any]]  # the looks of lines, by what they show
+
 GREY = "#555555"  # of what explains a figure
 
 plt.style.use("msvag_optax.compare.figures")

@@ -1,6 +1,7 @@
 """The figures of *Does Adam converge?*."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from msvag_optax.compare import Outcome
-from notebooks.helpers import GREY, line
+from notebooks.helpers import GREY, Styles, line
 
 Outcomes = Mapping[str, Outcome]
 
 # Where lines coincide, those that are drawn later are dashed or thinner.
-STYLES = {
+STYLES: Styles = {
     "Expectigrad": {"color": "#cc79a7", "linestyle": "-", "linewidth": 3},
     "AMSGrad (PyTorch)": {"color": "#d55e00", "linestyle": "-", "linewidth": 2},
     "AMSGrad (optax)": {"color": "#009e73", "linestyle": (0, (6, 1.5, 1, 1.5)), "linewidth": 1.8},
@@ -44,7 +45,7 @@ def _mark_ends(ax: Axes, at: str = "right") -> None:
     _mark(ax, 1, "the worst point", above=True, at=at)
 
 
-def _legend(ax: Axes, loc: str) -> None:
+def _legend(ax: Axes, loc: Any) -> None:
     ax.legend(loc=loc, fontsize=8, handlelength=3.2, borderaxespad=2.5)
 
 

@@ -16,15 +16,15 @@ from matplotlib.ticker import NullFormatter
 from msvag_optax.compare import train
 from msvag_optax.problems import Problem
 from msvag_optax.problems.digits import load_split
-from notebooks.helpers import GREY, line
+from notebooks.helpers import GREY, Styles, line
 
-LOOKS = {
+LOOKS: Styles = {
     "L2, SGD": {"color": "#000000", "marker": "s", "linestyle": "--"},
     "L2, M-SVAG": {"color": "#0072b2", "marker": "^"},
     "L2, Adam": {"color": "#d55e00", "marker": "v"},
     "decoupled, AdamW": {"color": "#009e73", "marker": "o"},
 }
-EXCLUSION_LOOKS = {
+EXCLUSION_LOOKS: Styles = {
     "nothing excluded": {"color": "#000000", "linestyle": "-", "marker": "o"},
     "biases excluded": {"color": "#0072b2", "linestyle": "--", "marker": "s"},
     "LayerNorm excluded": {"color": "#009e73", "linestyle": ":", "marker": "^"},
@@ -69,7 +69,7 @@ class FewDigits(NamedTuple):
     def problem(self, network: nn.Module, batch_size: int) -> Problem:
         """To read them, from mini-batches."""
 
-        def logits(params: Any, images: jax.Array) -> jax.Array:
+        def logits(params: Any, images: jax.Array) -> Any:
             return network.apply({"params": params}, images)
 
         def init(key: jax.Array) -> Any:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from msvag_optax.compare import Outcome
 from msvag_optax.problems import Problem
-from notebooks.helpers import line
+from notebooks.helpers import Styles, line
 
-STYLES = {
+STYLES: Styles = {
     "layerwise M-SVAG": {"color": "#d55e00", "linestyle": "-", "linewidth": 2.4},
     "M-SVAG": {"color": "#0072b2", "linestyle": (0, (4, 1.5, 1, 1.5))},
     "NovoGrad": {"color": "#009e73", "linestyle": (0, (1, 1.2)), "linewidth": 2},

@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 
 import msvag_optax as mo
 from msvag_optax.problems.digits import Perceptron, digits, load_split
-from notebooks.helpers import GREY, line, name_lines
+from notebooks.helpers import GREY, Styles, line, name_lines
 
 NETWORK = Perceptron()  # 64 -> 64 -> 64 -> 10, three dense layers
 IMAGES, LABELS = load_split()[0]
 NAMES = jax.tree.leaves(mo.path_names(NETWORK.init(jax.random.key(0), IMAGES[:1])["params"]))
 
-BATCH_STYLES = {
+BATCH_STYLES: Styles = {
     16: {"color": "#56b4e9", "linestyle": (0, (1, 1)), "marker": "s"},
     64: {"color": "#0072b2", "linestyle": (0, (5, 1.5)), "marker": "o"},
     256: {"color": "#00243f", "linestyle": "-", "marker": "^"},
 }
-LINE_ONLY = {"marker": "none"}
-MARKS_ONLY = {"linestyle": "none", "markersize": 4.5, "fillstyle": "none"}
+LINE_ONLY: dict[str, Any] = {"marker": "none"}
+MARKS_ONLY: dict[str, Any] = {"linestyle": "none", "markersize": 4.5, "fillstyle": "none"}
 READINGS = {"the state of M-SVAG": "state", "another batch": "another"}
 READINGS |= {"frozen parameters": "frozen"}
 SOURCES = {
@@ -40,8 +40,8 @@ class Reading(NamedTuple):
     """What a state tells: the ratio of each leaf, the scale and the variance of all together."""
 
     ratio: Any
-    scale: jax.Array
-    noise: jax.Array
+    scale: Any
+    noise: Any
 
 
 class Log(NamedTuple):
@@ -67,7 +67,7 @@ def truth(params: Any, batch_size: int) -> Reading:
     """The same three numbers from the gradients of all single images."""
 
     def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
-        logits = NETWORK.apply({"params": params}, image)
+        logits: Any = NETWORK.apply({"params": params}, image)
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
     each = jax.vmap(jax.grad(loss), (None, 0, 0))(params, IMAGES, LABELS)
@@ -142,7 +142,7 @@ def noise_scale(reading: Reading, batch_size: int) -> np.ndarray:
     """In images, of each moment. Noise and signal are averaged over the seeds before they meet."""
     with np.errstate(divide="ignore"):
         signal = (reading.noise / reading.scale).mean(axis=0)  # 0 where the scale is infinite
-        return batch_size * reading.noise.mean(axis=0) / signal
+        return np.asarray(batch_size * reading.noise.mean(axis=0) / signal)
 
 
 def layers(logs: Mapping[int, Log], steps: int, looked_at: np.ndarray) -> Figure:
@@ -182,11 +182,12 @@ def trust(logs: Mapping[int, Log], rho: float, fresh_batches: int) -> Figure:
             ax.scatter(x, np.maximum(y, floor), label=f"batch {batch_size}", **style)
         ax.plot([0.06, 3], [0.06, 3], color=GREY, linewidth=0.8)
         sample = rho if field != "frozen" else 1 / fresh_batches
-        ax.axvline(np.sqrt(sample), color=ORANGE, linewidth=1.0, linestyle=(0, (5, 2)))
+        ax.axvline(np.sqrt(sample), color=ORANGE, linewidth=1, linestyle="--")
         ax.set(title=f"Read from {title}", xscale="log", yscale="log")
         ax.set(xlim=(0.06, 3), ylim=(floor / 1.2, 3), xlabel="true ratio", ylabel="reading")
-    name_lines(figure, axes[0], 3, markerscale=2)
-    for handle in figure.legends[0].legend_handles:
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, markerscale=2)
+    for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
     figure.suptitle("Readings against the truth")
     return figure

@@ -14,14 +14,14 @@ from matplotlib.ticker import NullFormatter
 
 from msvag_optax.compare import Outcome
 from msvag_optax.problems import Problem, noisy_quadratic
-from notebooks.helpers import GREY, line, name_lines
+from notebooks.helpers import GREY, Styles, line, name_lines
 
 RARE = 0.02  # how often the skewed noise is large
-MOMENTUM_LOOKS = {
+MOMENTUM_LOOKS: Styles = {
     "inner": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
     "outer": {"color": "#d55e00", "linestyle": "--", "marker": "s"},
 }
-CHANGE_LOOKS = {
+CHANGE_LOOKS: Styles = {
     "arithmetic mean": {"color": "#cc79a7", "linestyle": "-", "linewidth": 2.2},
     "exponential mean": {"color": "#000000", "linestyle": (0, (5, 1.5))},
     "sum": {"color": "#009e73", "linestyle": ":", "linewidth": 2},
@@ -41,7 +41,7 @@ def greatest_difference(one: Any, other: Any) -> float:
     problem = noisy_quadratic()
 
     def iterates(optimizer: Any, key: jax.Array) -> jax.Array:
-        def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        def step(carry: Any, t: jax.Array) -> tuple[Any, Any]:
             params, state = carry
             _, gradient = problem.value_and_grad(params, t, jax.random.fold_in(key, t))
             updates, state = optimizer.update(gradient, state, params)
@@ -169,7 +169,7 @@ class Tokens(NamedTuple):
 
         def metrics(table: jax.Array) -> dict[str, jax.Array]:
             errors = jnp.sqrt(jnp.mean((table - targets) ** 2, axis=-1))
-            loss = 0.5 * width * self.shares @ errors**2
+            loss = 0.5 * width * jnp.asarray(self.shares, errors.dtype) @ errors**2
             return {"expected loss": loss, "error of each row": errors}
 
         return Problem(lambda key: jnp.zeros(targets.shape), loss, metrics)

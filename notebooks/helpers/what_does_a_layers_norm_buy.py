@@ -13,19 +13,19 @@ from matplotlib.figure import Figure
 import msvag_optax as mo
 from msvag_optax.compare import Outcome
 from msvag_optax.problems import Problem
-from notebooks.helpers import line, name_lines
+from notebooks.helpers import Styles, line, name_lines
 
-B2_STYLES = {  # one green, from dark to light
+B2_STYLES: Styles = {  # one green, from dark to light
     0.25: {"color": "#00402e", "linestyle": "-", "marker": "o"},
     0.98: {"color": "#008a63", "linestyle": "--", "marker": "s"},
     0.999: {"color": "#4fb893", "linestyle": "-.", "marker": "^"},
 }
-STYLES = {
+STYLES: Styles = {
     **{f"NovoGrad, b2 = {b2}": style for b2, style in B2_STYLES.items()},
     "AdamW": {"color": "#d55e00", "linestyle": "-", "marker": "D"},
     "SGD": {"color": "#000000", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
 }
-MODE_STYLES = {
+MODE_STYLES: Styles = {
     "NovoGrad": B2_STYLES[0.25],
     "grad_averaging": {"color": "#0072b2", "linestyle": "-", "marker": "P"},
     "grad_averaging, warm-up": {"color": "#0072b2", "linestyle": ":", "marker": "X"},
@@ -151,7 +151,7 @@ def distance(a: Any, b: Any) -> float:
     return float(optax.tree.norm(optax.tree.sub(a, b)))
 
 
-def row_lengths(tx: optax.GradientTransformation, gradients: Any) -> jax.Array:
+def row_lengths(tx: Any, gradients: Any) -> jax.Array:
     """How long the first step is for each row of the array `blocks`."""
     updates, _ = tx.update(gradients, tx.init(gradients), gradients)
     return jnp.linalg.norm(updates["blocks"], axis=1)

@@ -17,11 +17,11 @@ from scipy.special import erf
 import msvag_optax as mo
 from msvag_optax.compare import Outcome
 from msvag_optax.problems import Problem, noisy_quadratic
-from notebooks.helpers import GREY, line, name_lines
+from notebooks.helpers import GREY, Styles, line, name_lines
 
 DIMENSION = 100
 LABELS = {"momentum_sgd": "momentum SGD", "msvag": "M-SVAG", "m_ssd": "M-SSD", "adam": "Adam"}
-STYLES = {
+STYLES: Styles = {
     "momentum_sgd": {"color": "#000000", "linestyle": (0, (4, 2))},
     "msvag": {"color": "#0072b2", "linestyle": "-"},
     "m_ssd": {"color": "#d55e00", "linestyle": (0, (4, 1.5, 1, 1.5))},
@@ -70,7 +70,8 @@ def side_by_side(bowls: Sequence[Bowl]) -> Problem:
         return jnp.stack([problem.init(key) for problem in problems])
 
     def loss(rows: jax.Array, step: Any, key: jax.Array) -> jax.Array:
-        return sum(problem.loss(x, step, key) for problem, x in zip(problems, rows, strict=True))
+        losses = [p.loss(x, step, key) for p, x in zip(problems, rows, strict=True)]
+        return jnp.sum(jnp.stack(losses))
 
     def metrics(rows: jax.Array) -> dict[str, jax.Array]:
         return {
@@ -162,7 +163,7 @@ def factors_as_read(
     estimator = mo.running_moments(mo.exponential(beta))
     shape = (len(relative_noises), 8_000)
 
-    def observe(state: Any, key: jax.Array) -> tuple[Any, mo.Moments]:
+    def observe(state: Any, key: jax.Array) -> tuple[Any, Any]:
         noise = jax.random.normal(key, shape)
         moments, state = estimator.update(1 + relative_noises[:, None] * noise, state)
         return state, moments
