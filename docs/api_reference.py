@@ -1,8 +1,8 @@
 """Writes the pages of the API reference from what the package exports.
 
 One page for each module that a public name comes from: what the module says of itself, then its
-names in the order of its source. Whatever is exported is thereby documented. The demo, which the
-library never imports, has a page for each of its packages.
+names in the order of its source. Whatever is exported is thereby documented. What the library never
+imports itself, the checks and the demo, has a page for each package.
 """
 
 import inspect
@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 import msvag_optax as mo
-from msvag_optax import compare, problems
+from msvag_optax import compare, problems, testing
 from msvag_optax.problems import digits
 
-DEMO = (problems, digits, compare)
+PARTS = (testing, problems, digits, compare)
 ROOT = Path(__file__).parents[1]
 # The headings of the overview, and the beginnings of the names of their modules, in this order.
 GROUPS = {
@@ -32,6 +32,7 @@ GROUPS = {
         "optimizers.",
     ],
     "Around optimizers": ["wrappers.", "diagnostics", "memory", "trees"],
+    "Checks for any optimizer": ["testing"],
     "The demonstration": ["problems", "compare"],
 }
 
@@ -58,8 +59,8 @@ def names_by_module() -> dict[str, list[str]]:
     return modules
 
 
-def demo_names(package: ModuleType) -> list[str]:
-    """The public functions, classes and tables of a part of the demo."""
+def part_names(package: ModuleType) -> list[str]:
+    """The public functions, classes and tables of such a package."""
     own = package.__name__
     return [
         name
@@ -81,9 +82,9 @@ def pages() -> dict[str, str]:
         for module, names in names_by_module().items()
     } | {
         part.__name__: [
-            _entry(getattr(part, name), f"{part.__name__}.{name}") for name in demo_names(part)
+            _entry(getattr(part, name), f"{part.__name__}.{name}") for name in part_names(part)
         ]
-        for part in DEMO
+        for part in PARTS
     }
     return {_title(module): _page(module, texts) for module, texts in entries.items()}
 
@@ -91,7 +92,7 @@ def pages() -> dict[str, str]:
 def overview() -> str:
     """All public names by their modules, a line for each, in Markdown; with a table of contents."""
     modules = {module: (mo, names) for module, names in names_by_module().items()}
-    modules |= {part.__name__: (part, demo_names(part)) for part in DEMO}
+    modules |= {part.__name__: (part, part_names(part)) for part in PARTS}
     lines, contents = [], []
     for group, beginnings in GROUPS.items():
         lines += [f"## {group}", ""]

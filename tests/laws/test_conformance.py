@@ -1,5 +1,6 @@
 """Every optimizer of the table passes every check."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -8,8 +9,8 @@ import optax
 import pytest
 
 import msvag_optax as mo
-from tests import conformance
-from tests.conformance import ROWS, TYPICAL
+from msvag_optax import testing
+from tests.conformance import CHECKS, CORE, ROWS, TYPICAL, Row
 
 
 def cases() -> list[Any]:
@@ -20,19 +21,19 @@ def cases() -> list[Any]:
     return [
         pytest.param(
             row,
-            check,
-            id=f"{row.name}-{check.__name__.removeprefix('check_')}",
-            marks=[] if core or row.name in TYPICAL else [pytest.mark.slow],
+            name,
+            id=f"{row.name}-{name}",
+            marks=[] if name in CORE or row.name in TYPICAL else [pytest.mark.slow],
         )
-        for row, check in itertools.product(ROWS, conformance.CHECKS)
-        for core in [check in conformance.CORE_CHECKS]
-        if core or row.name in TYPICAL or check is conformance.check_convergence
+        for row, name in itertools.product(ROWS, CHECKS)
+        if name in CORE or row.name in TYPICAL or name == "convergence"
     ]
 
 
-@pytest.mark.parametrize(("row", "check"), cases())
-def test_optimizer(row, check):
-    check(row)
+@pytest.mark.parametrize(("row", "name"), cases())
+def test_optimizer(row, name):
+    with contextlib.suppress(testing.NotRunError):  # what the row promises nothing of
+        CHECKS[name](row)
 
 
 def test_every_named_optimizer_has_a_row():
@@ -80,43 +81,70 @@ def sgd(learning_rate: Any) -> Any:
 
 
 BROKEN = {
-    conformance.check_apply_if_finite: altered(with_a_float_count),
-    conformance.check_chain_with_clipping: counting_in_python,
-    conformance.check_convergence: altered(lambda u, s, _: (optax.tree.scale(-0.01, u), s)),
-    conformance.check_dtypes: altered(with_a_float_count),
-    conformance.check_eager_and_jit_agree: counting_in_python,
-    conformance.check_eager_and_scan_agree: counting_in_python,
-    conformance.check_extra_arguments_are_accepted: lambda rate: optax.GradientTransformation(
-        *mo.msvag(rate)
-    ),
-    conformance.check_init_under_jit: altered(with_a_float_count),
-    conformance.check_injected_hyperparameters: slower_under_tracing,
-    conformance.check_injected_schedule: slower_under_tracing,
-    conformance.check_leaves_without_gradient: sgd,
-    conformance.check_low_precision_is_rounded_once: sgd,
-    conformance.check_map_params: lambda rate: sgd(rate)._replace(
-        init=lambda params: {"bias": jnp.zeros(())}
-    ),
-    conformance.check_masked: counting_in_python,
-    conformance.check_mismatched_trees_are_refused: sgd,
-    conformance.check_missing_gradient_keeps_state: sgd,
-    conformance.check_multi_steps: counting_in_python,
-    conformance.check_params_are_asked_for: altered(lambda u, s, p: (p, s)),
-    conformance.check_partition: counting_in_python,
-    conformance.check_restored_run_continues: altered(
+    "apply_if_finite": altered(with_a_float_count),
+    "chain_with_clipping": counting_in_python,
+    "convergence": altered(lambda u, s, _: (optax.tree.scale(-0.01, u), s)),
+    "dtypes": altered(with_a_float_count),
+    "eager_and_jit_agree": counting_in_python,
+    "eager_and_scan_agree": counting_in_python,
+    "takes_extra_arguments_itself": lambda rate: optax.GradientTransformation(*mo.msvag(rate)),
+    "init_under_jit": altered(with_a_float_count),
+    "injected_hyperparameters": slower_under_tracing,
+    "injected_schedule": slower_under_tracing,
+    "leaves_without_gradient": sgd,
+    "low_precision_is_rounded_once": sgd,
+    "map_params": lambda rate: sgd(rate)._replace(init=lambda params: {"bias": jnp.zeros(())}),
+    "masked": counting_in_python,
+    "mismatched_trees_are_refused": sgd,
+    "missing_gradient_keeps_state": sgd,
+    "multi_steps": counting_in_python,
+    "params_are_asked_for": altered(lambda u, s, p: (p, s)),
+    "partition": counting_in_python,
+    "pickled_run_continues": altered(
         lambda u, s, _: (u, s._replace(count=jnp.asarray(1)))  # weakly typed
     ),
-    conformance.check_scheduled_learning_rate: lambda rate: mo.msvag(
-        rate(0) if callable(rate) else rate
-    ),
-    conformance.check_sharded_by_the_compiler: sgd,
-    conformance.check_state_can_be_read: altered(lambda u, s, _: (u, s._replace(count=0))),
-    conformance.check_vmap: lambda rate: mo.msvag(float(rate)),
+    "scheduled_learning_rate": lambda rate: mo.msvag(rate(0) if callable(rate) else rate),
+    "reach": lambda rate: mo.novograd(rate),
+    "scaled_gradients": mo.msvag,
+    "sharded_by_the_compiler": sgd,
+    "state_can_be_read": altered(lambda u, s, _: (u, s._replace(count=0))),
+    "vmap": lambda rate: mo.msvag(float(rate)),
 }
 
 
-@pytest.mark.parametrize("check", BROKEN, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_check_notices(check):
-    row = conformance.Row(f"breaks {check.__name__}", BROKEN[check])
+@pytest.mark.parametrize("name", BROKEN)
+def test_check_notices(name):
+    row = Row(f"breaks {name}", BROKEN[name], "invariant")
     with pytest.raises((AssertionError, TypeError)):
-        check(row)
+        CHECKS[name](row)
+
+
+# The report.
+
+
+def test_a_report_says_what_failed_and_what_was_not_run():
+    def drifting(learning_rate):
+        return altered(lambda u, s, _: (optax.tree.cast(u, jnp.float16), s))(learning_rate)
+
+    report = testing.check(drifting)
+    assert report.name == "drifting"
+    assert "types_in_low_precision" in str(report.failed)
+    assert report.not_run["check_scaled_gradients"] == "it promises nothing of scaled gradients"
+    every = {*report.passed, *report.failed, *report.not_run}
+    assert every == {check.__name__ for check in testing.CONTRACT}
+    total = len(report.passed) + len(report.failed)
+    assert str(report).startswith(f"drifting: {len(report.passed)} of {total} checks passed.")
+    table = report.markdown().splitlines()
+    assert len(table) == 2 + len(every)
+    assert all(line.count("|") - line.count(r"\|") == 4 for line in table)
+    with pytest.raises(AssertionError, match="failed   check_types_in_low_precision: "):
+        report.require()
+
+
+def test_an_optimizer_of_this_library_keeps_contract_and_house():
+    testing.check(mo.msvag, house=True, scale="equivariant", reach="element").require()
+
+
+def test_a_promise_that_there_is_not_is_refused():
+    with pytest.raises(TypeError, match="speed"):
+        testing.check(mo.msvag, speed="high")

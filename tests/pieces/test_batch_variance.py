@@ -240,7 +240,10 @@ def digits_at_a_tuned_rate(batch):
         params, state, watched = carry
         chosen = jax.random.randint(key, (batch,), 0, len(images))
         examples = gradients(params, images[chosen], labels[chosen])
-        sources = {"examples": sample(examples), "parts": parts(examples, (batch // 4,) * 4, params)}
+        sources = {
+            "examples": sample(examples),
+            "parts": parts(examples, (batch // 4,) * 4, params),
+        }
         watched = {
             name: watches[name].update(gradient, watched[name], **extra)[1]
             for name, (gradient, extra) in sources.items()

@@ -123,9 +123,9 @@ def test_public_name_is_in_the_api_reference():
     assert sorted(documented) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("part", api_reference.DEMO, ids=lambda part: part.__name__)
+@pytest.mark.parametrize("part", api_reference.PARTS, ids=lambda part: part.__name__)
 def test_the_demo_is_in_the_api_reference(part):
     reference = api_reference.pages()[part.__name__.removeprefix("msvag_optax.")]
-    names = api_reference.demo_names(part)
+    names = api_reference.part_names(part)
     assert names
     assert all(f":: {part.__name__}.{name}\n" in reference for name in names)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
-from tests import conformance
+from msvag_optax import testing
 from tests.conformance import ROWS, TYPICAL, Row, assert_same_types
 from tests.meshes import KINDS, assert_sharded_like, entered, mesh_of
 
@@ -297,4 +297,4 @@ def test_norms_of_parts_conform(of, reach):
         return by_parts(learning_rate, of)
 
     row = Row(f"by parts {of.__name__}", build, "invariant", reach, clock=False, state=("trace",))
-    conformance.check_optimizer(row)
+    testing.check(**row._asdict(), house=True).require()
