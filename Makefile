@@ -67,7 +67,7 @@ build/notebooks/%.ipynb: notebooks/%.py notebooks/helpers/%.py notebooks/helpers
 	@$(RUN) -m jupytext --quiet --from py:percent --to ipynb --set-kernel python3 \
 	  --output $(@D)/running/$(@F) $<
 	@PYTHONWARNINGS=error::DeprecationWarning:__main__,error::FutureWarning:__main__ \
-	  $(VENV)/bin/jupyter-execute --inplace --timeout=600 $(@D)/running/$(@F)
+	  $(VENV)/bin/jupyter-execute --inplace --timeout=1800 $(@D)/running/$(@F)
 	@mv $(@D)/running/$(@F) $@
 
 .PHONY: docs

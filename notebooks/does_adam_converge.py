@@ -285,11 +285,12 @@ assert 7 < pace < 9
 assert 7 < lower < 9
 say(
     f"""Why does optax's dialect, the slowest above, end with the *lowest* regret here? Its divisor
-is {pace:.1f} times PyTorch's for ever, and so its steps are {pace:.1f} times shorter. At a small
-constant rate, it is {pace:.1f} times longer on its way. Here the first step has brought everyone to
-the best point; what remains to pay is how far the small gradients of a period push $x$ away from
-it, and that is as short as the steps: the regret in the end is {lower:.1f} times lower. Any dialect
-has that at a smaller rate; this one divides the rate by {pace:.0f} and does not say so."""
+is {pace:.1f} times PyTorch's throughout, and so its steps are {pace:.1f} times shorter. At a small
+constant rate, it is {pace:.1f} times longer on its way. Here the first step, which has the same
+length in every dialect, has brought everyone to the best point. What remains to pay is how far the
+small gradients of a period push $x$ away from it, and that is as short as the steps: the regret in
+the end is {lower:.1f} times lower, as it would be at a rate {pace:.0f} times smaller after the
+first steps."""
 )
 
 # %% [markdown]
@@ -404,7 +405,7 @@ say(
   four and {seeds} seeds. At the largest rate the noise of the stochastic problem drowns the
   direction.
 * **The dialects differ in the length of their steps.** Where the first gradient is a large one,
-  optax's walks {pace:.1f} times slower than PyTorch's, for ever, and strays as much less from the
+  optax's walks {pace:.1f} times slower than PyTorch's throughout, and strays as much less from the
   point where it has arrived. The paper's and PyTorch's differ in the beginning only.
 * **Why.** The gradients of a period sum to {sum_of_gradients:+g}; Adam moves *up* by
   {drift[adam]:.2f} learning rates. AMSGrad (PyTorch) moves down by

@@ -39,7 +39,7 @@ sys.path.insert(0, str(root))
 # BERT's Adam can do without the correction of its bias.
 #
 # Regularization matters where data are few and not all true. The network sees a hundred and fifty
-# handwritten digits, a fifth of which get a label by lot; the labels of the test images are right.
+# handwritten digits, a fifth of which get a random label; the labels of the test images are right.
 
 # %%
 import jax
@@ -56,7 +56,7 @@ from notebooks.helpers import l2_or_decoupled as helpers
 # %%
 training_images = 150  # few, so that a network can learn them all by heart
 test_images = 800  # one of them is an eighth of a percentage point
-wrong_labels = 0.2  # the share of training images whose label is drawn by lot
+wrong_labels = 0.2  # the share of training images whose label is drawn at random
 batch_size = 32
 steps = 500  # enough to learn the wrong labels as well, where nothing decays
 seeds = 4  # each draws initial weights and mini-batches; the images are the same for all

@@ -6,8 +6,8 @@
 # ahead of all of them where layers differ.
 #
 # ![Four panels of the train loss, for digits and for digits in odd units: above along the runs at
-# the best rates, below against the learning rate. On digits, M-SVAG ends lowest, with Adam close to
-# it; in odd units, Adam ends lowest, and layerwise M-SVAG and NovoGrad end below
+# the best rates, below against the learning rate. On digits, Adam and M-SVAG end lowest; in odd
+# units, Adam ends lowest, and layerwise M-SVAG and NovoGrad end below
 # M-SVAG.](images/mixing_pieces.png)
 
 # %% tags=["hide-input"]
@@ -169,7 +169,7 @@ except TypeError as error:
     print(error)
 
 # %% [markdown]
-# An optimizer of pieces bears what real trees hold. A kernel in bfloat16 is averaged in float32 and
+# An optimizer of pieces handles real trees. A kernel in bfloat16 is averaged in float32 and
 # gets its update in bfloat16; an integer has no gradient, and nothing is kept for it.
 
 # %%
@@ -185,7 +185,7 @@ print("momentum:", jax.tree.map(lambda leaf: leaf.dtype.name, momentum.average))
 # ## Adapted Lion
 #
 # Lion ([arXiv 2302.06675](https://arxiv.org/abs/2302.06675)) steps by a sign, which is as long
-# where the gradient is noise as where it is clear. `variance_adapted` goes round any direction and
+# where the gradient is noise as where it is clear. `variance_adapted` wraps any direction and
 # shortens each of its elements by the noise of the gradient there. It is a sentence itself,
 # `from_estimates(formula, direction=..., moments=...)`, whose formula is the direction times
 # `variance_adaptation_factor` of the moments.
@@ -219,9 +219,9 @@ deviations["adapted Lion"] = helpers.deviation(adapted_lion, adapted_lion_in_num
 #
 # M-SVAG has one learning rate for layers whose gradients may differ in size by orders of magnitude,
 # and needs another rate if the loss is multiplied by 2. NovoGrad divides by each layer's norm, and
-# cares for neither; but then it averages clear and noisy elements alike. So let M-SVAG average what
+# needs neither; but then it averages clear and noisy elements alike. So let M-SVAG average what
 # NovoGrad makes: gradients over their layer's norm. "Average what" is now a direction of its own,
-# `normalized`, and `chain` hands it to the moments.
+# `normalized`, and `chain` passes it to the moments.
 
 
 # %%
@@ -356,7 +356,7 @@ def final(task, name, metric="train loss", outcomes=outcomes, spec=".3f"):
 show(
     helpers.beside_parents(outcomes, at_best, tasks, seeds),
     "On digits, M-SVAG and Adam end lower than layerwise M-SVAG and NovoGrad. In odd units, Adam "
-    "ends lowest, and M-SVAG highest. Layerwise M-SVAG bears larger rates than NovoGrad.",
+    "ends lowest, and M-SVAG highest. Layerwise M-SVAG tolerates larger rates than NovoGrad.",
 )
 table(
     ["task", "optimizer", "best rate", "final train loss", "test accuracy"],
@@ -476,7 +476,7 @@ say(
   {middle(plain, "NovoGrad"):.3f}. In odd units it {verdict(odd, child, "M-SVAG")} against M-SVAG,
   {middle(odd, child):.3f} to {middle(odd, "M-SVAG"):.3f}, and {verdict(odd, child, "NovoGrad")}
   against NovoGrad, at {middle(odd, "NovoGrad"):.3f}. It is as indifferent to units as NovoGrad, and
-  at the best rates the adapted mean adds nothing that could be told from chance. It bears larger
+  at the best rates the adapted mean makes no difference beyond chance. It tolerates larger
   rates: at 1 it ends at {at_large_rate[child]:.2f} on digits as they are, NovoGrad at
   {at_large_rate["NovoGrad"]:.2f}.
 * **Reworded, it is ahead of both where it was meant to be.** With unbiased weights, in odd units

@@ -255,7 +255,7 @@ table(
 # mean over the visits, and a step that is divided by its root is $\sqrt{t/n}$ times as long.
 # Expectigrad's `sparse_counter` counts, for each element, its nonzero gradients. Is that good?
 #
-# A table of a thousand rows is learned from tokens that come as Zipf's law has it: the row of rank
+# A table of a thousand rows is learned from tokens that follow Zipf's law: the row of rank
 # $k$ has a share proportional to $1/k$. Each token shows its row's target, with noise. The same
 # tokens are read once in large batches and once in small ones: a rare row is visited as often, with
 # ten times as many steps between its visits.
@@ -427,7 +427,7 @@ say(
 * **The place of the momentum made no difference** on the stationary problems, as long as the mean
   of squares remembers a hundred gradients or more. Over {seeds} seeds and three kinds of noise,
   inner and outer momentum then differ by at most {largest_gap:.0%} of the range of the seeds. Nor
-  did it matter there whether squares are remembered for a thousand steps or for ever. On the
+  did it matter there whether squares are remembered for a thousand steps or without end. On the
   digits, with {digit_seeds} seeds, the ranges of all four overlap: too little to rank them.
 * **With a memory of two gradients the place counts**, and not always in favour of the outer one.
   Under heavy tails its loss is {shortest["heavy tails", "outer"]:.2g} against

@@ -68,7 +68,7 @@ def walks(problems: Mapping[str, tuple[Outcomes, float, float]], rates: tuple) -
         _legend(upper, "center right")
         lower.set(ylabel="average regret", xlabel="step", xlim=(0, None), ylim=(0, 2.1 * worst))
         lower.xaxis.set_major_formatter(EngFormatter(sep=""))
-        _mark(lower, worst, "x = +1 for ever", above=kind == "stochastic", at="center")
+        _mark(lower, worst, "x = +1 throughout", above=kind == "stochastic", at="center")
         _legend(lower, "upper right")
     figure.suptitle("Adam walks to the worst point, the others to the best")
     return figure
@@ -139,7 +139,7 @@ def falling_rate(falling: Mapping[str, Outcomes], worst: Mapping[str, float]) ->
         ax.set(title=kind.capitalize(), xscale="log", xlabel="step", ylabel="average regret")
         online = kind == "online"
         at = "right" if online else "left"
-        _mark(ax, worst[kind], "x = +1 for ever", above=not online, at=at)
+        _mark(ax, worst[kind], "x = +1 throughout", above=not online, at=at)
         _legend(ax, "lower left" if online else "upper right")
     axes[0].set(yscale="log")
     axes[1].set(ylim=(0, 2.1 * worst["stochastic"]))

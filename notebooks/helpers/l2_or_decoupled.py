@@ -54,11 +54,11 @@ class FewDigits(NamedTuple):
 
     @classmethod
     def draw(cls, training: int, test: int, wrong: float) -> "FewDigits":
-        """Gives a share of the training images a label by lot."""
+        """Gives a share of the training images a random label."""
         train_set, test_set = load_split(test_size=1 - training / 1797)
         generator = np.random.default_rng(0)
-        by_lot = generator.random(training) < wrong
-        labels = jnp.where(by_lot, generator.integers(0, 10, training), train_set.labels)
+        random_label = generator.random(training) < wrong
+        labels = jnp.where(random_label, generator.integers(0, 10, training), train_set.labels)
         return cls(train_set.images, labels, test_set.images[:test], test_set.labels[:test])
 
     @property

@@ -108,6 +108,6 @@ def beside_parents(
         lower.set(xscale="log", ylabel="final train loss (nats)")
         upper.legend(fontsize=9, loc="lower left", handlelength=3)
         lower.legend(fontsize=9, loc="lower left", handlelength=3)
-    axes[0, 0].set(yscale="log", ylim=(0.04, 4))
+    axes[0, 0].set(yscale="log", ylim=(0.02, 4))  # room for the legends
     figure.suptitle(f"A mixture beside its parents (median and range of {seeds} seeds)")
     return figure
