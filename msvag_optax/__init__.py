@@ -72,6 +72,7 @@ from msvag_optax.pieces.weightings import bias_correction as bias_correction
 from msvag_optax.pieces.weightings import exponential as exponential
 from msvag_optax.pieces.weightings import exponential_from_first as exponential_from_first
 from msvag_optax.pieces.weightings import exponential_from_zero as exponential_from_zero
+from msvag_optax.recorder import NoiseRecorder as NoiseRecorder
 from msvag_optax.wrappers.dependable import dependable as dependable
 from msvag_optax.wrappers.kept_in import kept_in as kept_in
 from msvag_optax.wrappers.lazy_rows import lazy_rows as lazy_rows

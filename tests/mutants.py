@@ -210,6 +210,7 @@ def main(names: Iterable[str]) -> None:
 # Tests.
 
 AVERAGES = "tests/pieces/test_averages.py"
+BATCH_VARIANCE = "tests/pieces/test_batch_variance.py"
 DECAY = "tests/pieces/test_decay.py"
 DERIVATIVES = "tests/laws/test_derivatives.py"
 DIAGNOSTICS = "tests/pieces/test_diagnostics.py"
@@ -222,6 +223,7 @@ NUMERICS = "tests/laws/test_numerics.py"
 PATHS = "tests/pieces/test_paths.py"
 SCHEDULES = "tests/optimizers/test_schedules.py"
 SHARD_MAP = "tests/scale/test_shard_map.py"
+WATCH_NOISE = "tests/pieces/test_watch_noise.py"
 WEIGHTINGS = "tests/pieces/test_weightings.py"
 WRAPPERS = "tests/wrappers/test_wrappers.py"
 
@@ -826,6 +828,41 @@ def signal_with_its_noise(original, moments, rows=False):
 @mutant("diagnostics", "_quotient", f"{DIAGNOSTICS} -k no_gradient")
 def no_noise_over_no_signal(original, numerator, denominator):
     return numerator / denominator
+
+
+# Noise within a batch.
+
+
+@mutant("pieces.batch_variance", "variance_of", f"{BATCH_VARIANCE} -k sample_variance")
+def variance_of_too_many(original, gradient, squares, over_others):
+    return original(gradient, squares, over_others / (1 + over_others))
+
+
+@mutant("pieces.watch_noise", "_observe", f"{BATCH_VARIANCE} -k linear_model")
+def length_with_its_noise(original, shared, *args, **kwargs):
+    return original(shared._replace(over_size=0 * shared.over_size), *args, **kwargs)
+
+
+@mutant("microbatches", "_plus", f"{BATCH_VARIANCE} -k any_sizes")
+def microbatch_counts_in_full(original, squares, weight, away):
+    return original(squares, jnp.ceil(weight), away)
+
+
+@mutant("microbatches", "Microbatches.result", f"{BATCH_VARIANCE} -k any_sizes")
+def microbatches_taken_for_examples(original, batch):
+    gradient, extra = original(batch)
+    squares = extra["sum_sq_diff_grads"] * batch.count / batch.examples
+    return gradient, {**extra, "sum_sq_diff_grads": squares}
+
+
+@mutant("_trees.layout", "Leaves._split_parts", f"{WATCH_NOISE} -k beside_holes")
+def extra_arguments_not_cut(original, leaves, parts):
+    return leaves.split(parts.tree)
+
+
+@mutant("diagnostics", "_if", f"{WATCH_NOISE} -k traced_batch_of_one")
+def reading_of_nothing(original, condition, value):
+    return value
 
 
 if __name__ == "__main__":

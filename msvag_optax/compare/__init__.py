@@ -13,6 +13,7 @@ from msvag_optax.compare.experiments import EXPERIMENTS as EXPERIMENTS
 from msvag_optax.compare.experiments import Experiment as Experiment
 from msvag_optax.compare.experiments import Metric as Metric
 from msvag_optax.compare.experiments import Panel as Panel
+from msvag_optax.compare.noise_map import noise_map as noise_map
 from msvag_optax.compare.optimizers import OPTIMIZERS as OPTIMIZERS
 from msvag_optax.compare.optimizers import Optimizer as Optimizer
 from msvag_optax.compare.optimizers import Settings as Settings

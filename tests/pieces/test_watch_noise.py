@@ -349,8 +349,7 @@ def test_a_gradient_of_a_part_of_the_batch_is_not_watched():
             r"has complex numbers of shape \(4,\) for 'b'",
         ),
     ],
-    ids=["no size", "no squares", "one", "array of one", "text", "sizes", "tree", "shape"]
-    + ["nothing", "complex"],
+    ids="no_size no_squares one array_of_one text sizes tree shape nothing complex".split(),
 )
 def test_bad_extra_arguments_are_refused(tx, change, error, sentence):
     extra = {k: v for k, v in {**EXTRA, **change}.items() if v is not None}
@@ -377,7 +376,7 @@ def test_bad_microbatches_are_refused():
         batch.add(GRADIENT, 12).result()
     with pytest.raises(ValueError, match="`size` must be an integer >= 1, got 0"):
         batch.add(GRADIENT, 0)
-    with pytest.raises(TypeError, match="`size` must be an integer >= 1, got 1.5"):
+    with pytest.raises(TypeError, match=r"`size` must be an integer >= 1, got 1\.5"):
         batch.add(GRADIENT, 1.5)
     with pytest.raises(ValueError, match="than the microbatches before: only"):
         batch.add({"w": GRADIENT["w"]}, 12)
