@@ -48,7 +48,6 @@ sys.path.insert(0, str(root))
 # All runs start halfway, at $x = 0$.
 
 # %%
-
 import tempfile
 
 import jax
@@ -124,7 +123,7 @@ problems = {
 show(
     helpers.walks(problems, rates),
     "Adam's parameter rises to the worst point, the others fall to the best; Adam's average "
-    "regret stays at or above that of the worst point, the others' falls.",
+    "regret stays high, the others' falls.",
 )
 
 # %% [markdown]
@@ -258,9 +257,8 @@ assert np.ptp([r / rate for rate, r in floors.items()]) < 0.1 * floors[1e-3] / 1
 # problem it carries everyone to the worst point (unless the very first gradient is a large one);
 # all but Adam leave it. Look at whose regret goes on falling.
 
+
 # %% tags=["hide-input"]
-
-
 def falling(build):
     """`build`, at a rate that falls with the root of the time."""
     return lambda alpha: build(lambda count: alpha / jnp.sqrt(count + 1.0))

@@ -334,9 +334,8 @@ outcomes = train_all(builds)
 # Look at the valleys in the lower row: how deep each is, and how wide. Dots mark the best rates, at
 # which the runs of the upper row were made.
 
+
 # %% tags=["hide-input", "answer"]
-
-
 def at_best(task, name, metric, outcomes=outcomes):
     """A metric along the runs at the best rate, of shape (times, seeds)."""
     outcome = outcomes[task, name]

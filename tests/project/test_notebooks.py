@@ -43,7 +43,7 @@ def cells_of_script(text):
 
 def cells_of_notebook(notebook):
     return [
-        (cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]))
+        (cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]).strip("\n"))
         for cell in notebook["cells"]
     ]
 
