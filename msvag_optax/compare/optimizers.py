@@ -8,6 +8,8 @@ import optax
 
 import msvag_optax as mo
 
+_NO_DECAY = " (no decay)"
+
 
 class Settings(NamedTuple):
     """What an optimizer may want to know about the experiment, besides the learning rate.
@@ -34,6 +36,7 @@ class Optimizer(NamedTuple):
         keep their length however the loss is scaled, so that their learning rates are of another
         size (see `Experiment.gradient_size`).
       baseline: whether it comes from optax; its lines are dashed.
+      decays: whether it takes the decay of the `Settings`.
     """
 
     build: Callable[[Any, Settings], optax.GradientTransformation]
@@ -41,6 +44,11 @@ class Optimizer(NamedTuple):
     colour: str
     follows_gradient: bool = False
     baseline: bool = False
+    decays: bool = False
+
+    def label(self, name: str, settings: Settings) -> str:
+        """What to call it in a table: its name, and what it lacks of what the name promises."""
+        return name + _NO_DECAY if self.decays and not settings.weight_decay else name
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
@@ -48,19 +56,19 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "msvag": Optimizer(
             lambda rate, _: mo.msvag(rate),
             "momentum, shortened where it is mostly noise",
-            "#0072b2",
+            "#0064a6",
             follows_gradient=True,
         ),
         "svag": Optimizer(
             lambda rate, _: mo.svag(rate),
             "the gradient, shortened where it is mostly noise",
-            "#56b4e9",
+            "#3d9ad6",
             follows_gradient=True,
         ),
         "expectigrad": Optimizer(
             lambda rate, _: mo.expectigrad(rate),
             "divides by the root of the mean of all squares so far",
-            "#cc79a7",
+            "#cf74a4",
         ),
         "novograd": Optimizer(
             lambda rate, s: mo.novograd(rate, b2=s.b2),
@@ -75,14 +83,16 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "adamw": Optimizer(
             lambda rate, s: mo.adamw(rate, b2=s.b2, weight_decay=s.weight_decay),
             "Adam with decoupled weight decay",
-            "#e69f00",
+            "#6b4e00",
+            decays=True,
         ),
         "bert_adamw": Optimizer(
             lambda rate, s: mo.bert_adamw(
                 rate, s.steps, s.steps // 10, b2=s.b2, weight_decay=s.weight_decay
             ),
             "AdamW as BERT trains: warm-up over a tenth of the steps, then down to 0",
-            "#8c510a",
+            "#4b1570",
+            decays=True,
         ),
         "sgd": Optimizer(
             lambda rate, _: optax.sgd(rate, momentum=0.9),
@@ -94,15 +104,20 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "adam": Optimizer(
             lambda rate, s: optax.adam(rate, b2=s.b2),
             "baseline: optax's Adam",
-            "#7f7f7f",
+            "#666666",
             baseline=True,
         ),
         "optax.novograd": Optimizer(
             lambda rate, s: optax.novograd(rate, b2=s.b2),
             "baseline: optax's NovoGrad",
-            "#7fbf3f",
+            "#1d4a2a",
             baseline=True,
         ),
     }
 )
 """The named optimizers of this library and the baselines, in the order of the default run."""
+
+
+def optimizer_of(label: str) -> Optimizer:
+    """The one of `OPTIMIZERS` that has this label."""
+    return OPTIMIZERS[label.removesuffix(_NO_DECAY)]
