@@ -85,12 +85,10 @@ def _digits(batch: int, key: jax.Array) -> dict[str, jax.Array]:
     def span(carry: Any, keys: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         carry, _ = jax.lax.scan(step, carry, keys)
         of_all = jax.tree.leaves(gradients(carry[0], images, labels))
-        noise, signal = (
-            sum(jnp.sum(f(g)) for g in of_all)
-            for f in (lambda g: g.var(0), lambda g: g.mean(0) ** 2)
-        )
+        noise = sum(jnp.sum(g.var(0)) for g in of_all) / batch
+        signal = jnp.asarray(sum(jnp.sum(g.mean(0) ** 2) for g in of_all))
         read = dict(zip(SOURCES, map(mo.noise_scale, carry[1:]), strict=True))
-        return carry, {"exact": noise / batch / signal, **read}
+        return carry, {"exact": noise / signal, **read}
 
     params = NETWORK.init(key, images[:1])["params"]
     start = params, tx.init(params), watch.init(params), watch.init(params)

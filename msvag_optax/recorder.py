@@ -61,7 +61,7 @@ class NoiseRecorder:
         """
         self._every = _checks.count("every", every, 1)
         self._writer: Any = None
-        self._has_source = False
+        self._is_open, self._has_source = True, False
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -73,7 +73,7 @@ class NoiseRecorder:
 
     def record(
         self,
-        step: jax.typing.ArrayLike,
+        step: int | jax.Array,
         state: optax.OptState,
         *,
         stacked: Selection = (),
@@ -88,7 +88,7 @@ class NoiseRecorder:
         Raises:
           ValueError: if there is nothing to read in the state, or the recorder is closed.
         """
-        if self._has_source is None:
+        if not self._is_open:
             raise ValueError("This recorder is closed.")
 
         def emit() -> None:
@@ -107,7 +107,7 @@ class NoiseRecorder:
         jax.effects_barrier()
         if self._writer is not None:
             self._writer.close()
-        self._writer, self._has_source = None, None
+        self._writer, self._is_open = None, False
 
     def __enter__(self) -> "NoiseRecorder":
         """Itself, which the end of the block closes."""

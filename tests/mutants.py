@@ -855,11 +855,6 @@ def microbatches_taken_for_examples(original, batch):
     return gradient, {**extra, "sum_sq_diff_grads": squares}
 
 
-@mutant("_trees.layout", "Leaves._split_parts", f"{WATCH_NOISE} -k beside_holes")
-def extra_arguments_not_cut(original, leaves, parts):
-    return leaves.split(parts.tree)
-
-
 @mutant("diagnostics", "_if", f"{WATCH_NOISE} -k traced_batch_of_one")
 def reading_of_nothing(original, condition, value):
     return value

@@ -10,6 +10,7 @@ from msvag_optax.compare.picture import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
 
@@ -45,7 +46,8 @@ def noise_map(ratios: Any, steps: Any, *, title: str = "") -> "Figure":
     with style.context(STYLE):
         figure = Figure(figsize=(8, 1.6 + 0.28 * len(rows)))
         axes = figure.subplots()
-        _draw(axes, rows, np.asarray(steps))
+        bar = figure.colorbar(_draw(axes, rows, np.asarray(steps)), ax=axes)
+        bar.set_label("signal-to-noise ratio")
         axes.set_title(title)
     return figure
 
@@ -67,7 +69,7 @@ def _rows(ratios: Any, moments: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def _draw(axes: "Axes", rows: dict[str, np.ndarray], steps: np.ndarray) -> None:
+def _draw(axes: "Axes", rows: dict[str, np.ndarray], steps: np.ndarray) -> "QuadMesh":
     import matplotlib as mpl
     from matplotlib.colors import LogNorm
 
@@ -81,5 +83,4 @@ def _draw(axes: "Axes", rows: dict[str, np.ndarray], steps: np.ndarray) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.set_xlabel("step")
-    bar = axes.get_figure().colorbar(image, ax=axes)
-    bar.set_label("signal-to-noise ratio")
+    return image

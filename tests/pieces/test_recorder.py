@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 import msvag_optax as mo
 from msvag_optax.compare import noise_map
@@ -25,7 +25,7 @@ def events(folder):
     content, scalars, texts, place = file.read_bytes(), {}, {}, 0
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)
-        event = Event.FromString(content[place + 12 : place + 12 + length])
+        event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
         place += 12 + length + 4
         for value in event.summary.value:
             if value.HasField("tensor"):

@@ -349,7 +349,10 @@ def test_a_gradient_of_a_part_of_the_batch_is_not_watched():
             r"has complex numbers of shape \(4,\) for 'b'",
         ),
     ],
-    ids="no_size no_squares one array_of_one text sizes tree shape nothing complex".split(),
+    ids=[
+        *("no size", "no squares", "one", "array of one", "text", "sizes"),
+        *("tree", "shape", "nothing", "complex"),
+    ],
 )
 def test_bad_extra_arguments_are_refused(tx, change, error, sentence):
     extra = {k: v for k, v in {**EXTRA, **change}.items() if v is not None}
