@@ -219,6 +219,7 @@ FORMULAS = "tests/pieces/test_formulas.py"
 FROM_ESTIMATES = "tests/pieces/test_from_estimates.py"
 GOLDEN = "tests/references/test_golden.py"
 LAWS = "tests/laws/test_laws.py"
+MEMORIES = "tests/pieces/test_memories.py"
 NUMERICS = "tests/laws/test_numerics.py"
 PATHS = "tests/pieces/test_paths.py"
 SCHEDULES = "tests/optimizers/test_schedules.py"
@@ -502,6 +503,34 @@ def correction_that_overflows(original, correction, estimate):
 @mutant("_trees.arrays", "increment", f"{NUMERICS} -k counters_saturate")
 def counters_that_wrap(original, count):
     return count + 1
+
+
+# Memories of one's own, counts, parts and caution.
+
+
+@mutant("pieces.recurrence", "_move", f"{MEMORIES} -k recurrence_is_an_average")
+def recurrence_of_the_step_before(original, step, shared, gradient, state, param):
+    return state.memory, original(step, shared, gradient, state, param)[1]
+
+
+@mutant("pieces.observations", "_advance", f"{MEMORIES} -k count_from_one")
+def observations_from_zero(original, state, extra):
+    return extra["count"], state
+
+
+@mutant("pieces.mean_square", "_mean", f"{MEMORIES} -k mean_of_each_part")
+def sum_of_each_part(original, squares, axes, *, keepdims):
+    return jnp.sum(squares, axis=axes, keepdims=keepdims)
+
+
+@mutant("pieces.formulas", "_spread", f"{MEMORIES} -k mean_of_each_part")
+def parts_in_turn(original, x, shape):
+    return jnp.tile(x, [n // m if m > 1 else 1 for n, m in zip(shape, x.shape, strict=True)])
+
+
+@mutant("pieces.cautious", "_agreeing", f"{MEMORIES} -k never_goes_uphill")
+def caution_that_shortens(original, gradient, direction):
+    return jnp.where(direction * gradient > 0, direction, 0)
 
 
 # Dtypes.
