@@ -44,7 +44,8 @@ def cautious(direction: optax.GradientTransformation) -> Piece:
     [3. 3. 0.]
 
     Source: Liang et al., *Cautious Optimizers: Improving Training with One Line of Code* (2024),
-    algorithm 1, whose :math:`\xi` is 1 here as it is there.
+    whose :math:`\xi` is 1, as there. Many programs divide by the mean of the mask, and by no less
+    than 1e-3: the same up to that 1 where much is kept.
     """
     _checks.check_transformation("direction", direction)
     return dependable(from_estimates(_agreeing, direction=direction))

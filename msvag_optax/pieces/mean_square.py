@@ -57,7 +57,7 @@ def mean_square(axes: Axes | Callable[[str, jax.ShapeDtypeStruct], Axes]) -> pat
     [ 4.67 16.67]
     [10.67]
 
-    Source: Zhang et al., *Adam-mini: Use Fewer Learning Rates To Gain More* (2024), algorithm 2.
+    Source: Zhang et al., *Adam-mini: Use Fewer Learning Rates To Gain More* (2024).
     """
     if callable(axes):
         _checks.check_function("axes", axes, "of a parameter's name and shape", "name", "shape")

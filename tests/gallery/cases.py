@@ -49,7 +49,7 @@ def finished(direction: Any) -> optax.GradientTransformation:
     return optax.chain(direction, optax.scale_by_learning_rate(RATE))
 
 
-def exact_decay(step: Any, exponent: float) -> jax.Array:
+def exact_decay(step: Any, exponent: Any) -> Any:
     """Adafactor's decay, which optax's own function computes in float32."""
     return 1 - (step + 1.0) ** -exponent
 
@@ -132,7 +132,7 @@ class Row(NamedTuple):
     allowed: int
 
 
-def build(name: str) -> Any:
+def build(name: str) -> optax.GradientTransformation:
     """Our optimizer."""
     function = getattr(gallery, name)
     takes_rate = "learning_rate" in inspect.signature(function).parameters

@@ -4,6 +4,7 @@ Needs `pip install torch pytorch_optimizer`, and of this project nothing but Num
 is data of the tests, which need neither.
 """
 
+import importlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -52,9 +53,8 @@ def freeze(torch: Any, kind: Any, arguments: dict[str, Any], scale: float) -> di
 
 def main() -> None:
     """Writes the updates, and what they are of."""
-    import pytorch_optimizer
-    import torch
-
+    # Nobody else needs them: the type checker does not have to find them.
+    pytorch_optimizer, torch = map(importlib.import_module, PACKAGES)
     arrays, manifest = {}, {}
     for name, (kind, arguments, scale) in CASES.items():
         frozen = freeze(torch, getattr(pytorch_optimizer, kind), arguments, scale)

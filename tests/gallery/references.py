@@ -12,7 +12,7 @@ Stream = Iterator[np.ndarray]
 
 
 def mvn_grad(gradients: np.ndarray, name: str) -> Stream:
-    """Patitucci and Mokhtari (2026), algorithm 1, without a floor of the variance."""
+    """Patitucci and Mokhtari (2026), without a floor of the variance."""
     m = v = u = np.zeros_like(gradients[0])
     for t, g in enumerate(gradients, 1):
         m = B1 * m + (1 - B1) * g
@@ -23,7 +23,7 @@ def mvn_grad(gradients: np.ndarray, name: str) -> Stream:
 
 
 def adam_mini(gradients: np.ndarray, name: str) -> Stream:
-    """Zhang et al. (2024), algorithm 1: embeddings by element, a query by head, else one part."""
+    """Zhang et al. (2024): embeddings by element, a query by head, else one part."""
     heads = gradients.shape[2] if name.startswith("query") else 1
     m, v = np.zeros_like(gradients[0]), [0.0] * heads
     if name.startswith("embed"):
@@ -52,7 +52,7 @@ def orthogonal(x: np.ndarray) -> np.ndarray:
 
 
 def normuon(gradients: np.ndarray, name: str) -> Stream:
-    """Li et al. (2025), algorithm 1, with an output unit in each column."""
+    """Li et al. (2025), with an output unit in each column."""
     m, v = np.zeros_like(gradients[0]), np.zeros(gradients.shape[2])
     for t, g in enumerate(gradients, 1):
         m = 0.95 * m + 0.05 * g

@@ -4,10 +4,13 @@ import inspect
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from examples import gallery
-from tests.gallery.cases import BOUND, CASES, compare, lines_of
+from tests.gallery.cases import BOUND, CASES, build, compare, lines_of
+from tests.gallery.gradients import MATRICES
 from tests.support import by_speed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gallery.md").read_text()
@@ -22,6 +25,20 @@ def test_optimizer_takes_the_steps_of_its_reference(name):
     row = compare(name)
     assert row.difference <= CASES[name].bound
     assert row.ours <= row.allowed
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_optimizer_keeps_its_types_whatever_its_parameters_are(name):
+    whole = {"kernel": jnp.ones((4, 6), jnp.bfloat16)}
+    rest = {"query/kernel": jnp.ones((4, 2, 3)), "bias": jnp.ones(6), "steps": jnp.asarray(3)}
+    params = whole if CASES[name].leaves == MATRICES else whole | rest
+    tx = build(name)
+    state = jax.eval_shape(tx.init, params)
+    gradients = params | ({"steps": None} if "steps" in params else {})
+    updates, moved = jax.eval_shape(tx.update, gradients, state, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), (updates["kernel"], moved)) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), (whole["kernel"], state)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
