@@ -227,6 +227,8 @@ SHARD_MAP = "tests/scale/test_shard_map.py"
 WATCH_NOISE = "tests/pieces/test_watch_noise.py"
 WEIGHTINGS = "tests/pieces/test_weightings.py"
 WRAPPERS = "tests/wrappers/test_wrappers.py"
+KEPT_IN = "tests/wrappers/test_kept_in.py"
+ROUNDING = "tests/wrappers/test_rounding.py"
 
 
 def reference(case: str) -> str:
@@ -562,8 +564,8 @@ def state_that_widens(original, gradient, before, after):
 
 
 @mutant("wrappers.kept_in", "kept_in", f"{WRAPPERS} -k kept_in")
-def kept_in_narrows_the_sum_of_squared_weights(original, inner, dtype):
-    kept = original(inner, dtype)
+def kept_in_narrows_the_sum_of_squared_weights(original, inner, dtype, *options, **named):
+    kept = original(inner, dtype, *options, **named)
     rule = rules.rule_of(inner)
     if dtype is None or rule.needs_tree:
         return kept
@@ -576,6 +578,34 @@ def kept_in_narrows_the_sum_of_squared_weights(original, inner, dtype):
 
     estimates = isinstance(inner, mo.Estimator)
     return rules.from_rule(rule._replace(init=init), estimates=estimates)
+
+
+@mutant("_trees.rounding", "random_bits", f"{ROUNDING} -k correlated")
+def chances_that_one_step_hands_to_the_next(original, index, key, array):
+    return original(index, np.uint32(0), array)
+
+
+@mutant("_trees.rounding", "_bfloat16", f"{ROUNDING} -k finite_stays_finite")
+def largest_bfloat16_that_carries_into_infinity(original, pattern, bits):
+    return (pattern + (bits >> 16)) >> 16
+
+
+@mutant("_trees.rounding", "_float16", f"{ROUNDING} -k the_mean_is_the_number")
+def float16_below_normal_size_that_is_cut_off(original, pattern, bits):
+    is_small = (pattern & 0x7FFFFFFF) < (113 << 23)
+    return original(pattern, jnp.where(is_small, 0, bits))
+
+
+@mutant("_trees.slices", "index_of", f"{KEPT_IN} -k told_its_place")
+def slices_that_count_for_themselves(original, x, cut):
+    return jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+
+
+@mutant("wrappers.kept_in", "_rounded", f"{KEPT_IN} -k 'second_moment_falls and not too'")
+def pieces_that_round_to_nearest(
+    original, keeping, cut, leaf, number, shared, gradient, state, param
+):
+    return leaf(shared[1], gradient, state, param)
 
 
 # The driver and chains.

@@ -79,7 +79,33 @@ def check_cut(axis_names: str | Sequence[str], x: jax.Array) -> None:
             )
 
 
+def check_varies_over(x: jax.Array, axis_names: set[str] | None, remedy: str) -> None:
+    """Raises, and names the remedy, if `x` may differ along other mesh axes than these.
+
+    With None, nobody has said along which it differs; then it must be known to be whole.
+    """
+    if not _compat.varying_axes(x) <= (axis_names or set()):
+        check_whole(x, remedy)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if axis_names is None and not all(map(_is_tracked, manual)):
+        raise ValueError(
+            f"`shard_map` does not track along which mesh axes an array of shape {x.shape} "
+            f"differs: it may be a piece of a layer. {remedy}"
+        )
+
+
 def _is_cut_over(name: str, piece: jax.Array) -> bool:
+    if not is_manual(name):
+        return False
+    return name in _compat.varying_axes(piece) if _is_tracked(name) else True
+
+
+def _is_tracked(name: str) -> bool:
+    return name in _compat.varying_axes(jax.lax.axis_index(name))
+
+
+def is_manual(name: str) -> bool:
+    """Whether what is seen of an array may be a piece along this mesh axis."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes and name in set(mesh.axis_names) - set(mesh.manual_axes):
         return False  # Along an axis that is left to the compiler an array is whole.
@@ -88,5 +114,4 @@ def _is_cut_over(name: str, piece: jax.Array) -> bool:
             jax.lax.axis_index(name)
         except NameError:
             return False  # Outside of shard_map an array is whole.
-    tracked = name in _compat.varying_axes(jax.lax.axis_index(name))
-    return name in _compat.varying_axes(piece) if tracked else True
+    return True

@@ -1,35 +1,83 @@
 """In which dtype an optimizer remembers."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, rules
+from msvag_optax._trees import arrays, partials, paths, rules
+from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.keeping import (
+    Keeping,
+    Located,
+    check_can_be_taken_apart,
+    keeping_of,
+    map_kept,
+    narrow_init_of,
+)
+from msvag_optax._trees.rounding import Chances, array_number
+from msvag_optax._trees.rules import OwnCountState
+from msvag_optax._trees.slices import Slices
 from msvag_optax.wrappers.dependable import dependable
+from msvag_optax.wrappers.gradientless import skip_gradientless
 
 
 def kept_in(
-    inner: optax.GradientTransformation, dtype: jax.typing.DTypeLike | None
+    inner: optax.GradientTransformation,
+    dtype: jax.typing.DTypeLike | None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    *,
+    seed: jax.typing.ArrayLike = 0,
+    exclude: Sequence[str] = (),
+    specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps the real floating-point arrays of a transformation's state in another dtype.
+    r"""Keeps the real floating-point arrays of a transformation's state in another dtype.
 
     The state is widened on the way in and rounded on the way out, so that only what is remembered
-    from step to step loses digits, and nothing that is computed. Integers and complex arrays of
-    the state stay as they are.
+    from step to step loses digits, and nothing that is computed. What all leaves share, integers
+    and complex arrays stay as they are.
+
+    Rounded to the nearest number, an average whose newest weight is below :math:`2^{-9}` (bfloat16)
+    or :math:`2^{-12}` (float16) stops moving: each of its steps is rounded away. With
+    `rounding="stochastic"` it goes up or down by chance, and is right on average:
+
+    .. math::
+        P(x \mapsto x^+) = \frac{x - x^-}{x^+ - x^-}
+
+    where :math:`x^-` and :math:`x^+` are the neighbours of :math:`x` in `dtype`. The chance is a
+    hash of the seed, the step, the array and the element's place in it, and so is the same on one
+    device or many, and after a restart. Only arrays of their parameter's shape are kept in `dtype`
+    then: the norm of a layer keeps its digits. The maximum of `running_max` is rounded to nearest,
+    which keeps order: the largest of rounded numbers is the largest number, rounded. Any other
+    maximum creeps upwards, by less than one step of `dtype`, unless `exclude` names it.
 
     Args:
       inner: any transformation.
-      dtype: the dtype to keep its state in; None changes nothing.
+      dtype: the dtype to keep its state in; None changes nothing. To be rounded to by chance, it is
+        bfloat16 or float16.
+      rounding: `"nearest"` or `"stochastic"`.
+      seed: an integer of at least 0 (below :math:`2^{32}` each draws anew), for chances that
+        differ from run to run, or among averages of one optimizer that are kept one by one.
+      exclude: names of what keeps its dtype: fields of the state such as `("nu_max",)`, or parts
+        of a parameter's path.
+      specs: inside of `jax.shard_map`, how the parameters are cut: the tree of their partition
+        specs, or one for all. It tells an element its place; without it, stochastic rounding
+        refuses a parameter that is cut. (In `jax.pmap` a cut cannot be seen: hand them there.)
 
     Returns:
-      The same transformation.
+      The same transformation. With stochastic rounding its state also has a `count`, unless it is a
+      piece that is given one by an `optimizer`.
 
     Raises:
-      TypeError: if `dtype` is no dtype.
-      ValueError: if `dtype` is no real floating-point dtype.
+      TypeError: if `dtype` is no dtype, `specs` holds anything but partition specs, or the state
+        cannot be taken apart.
+      ValueError: if `dtype` is no real floating-point dtype, or has no stochastic rounding, or
+        `rounding` is neither; in `init`, if the state has no
+        name that is in `exclude`, or `specs` does not fit the parameters.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -38,35 +86,95 @@ def kept_in(
     >>> update, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
     >>> update.dtype.name, state.trace.dtype.name
     ('float32', 'bfloat16')
+
+    An average of 10,000 elements, after 1,000 steps from 0 towards 1, of a thousandth each:
+
+    >>> def mean_of(rounding):
+    ...     tx = mo.kept_in(mo.running_average(slow), jnp.bfloat16, rounding)
+    ...     step = lambda _, state: tx.update(jnp.ones(10_000), state)[1]
+    ...     state = jax.lax.fori_loop(0, 1_000, step, tx.init(jnp.ones(10_000)))
+    ...     return optax.tree.get(state, "average").astype(jnp.float32).mean()
+    >>> slow = mo.exponential_from_zero(0.999)
+    >>> print(*(f"{mean_of(rounding):.2f}" for rounding in ("nearest", "stochastic")))
+    0.25 0.63
+
+    Source: Gupta et al., *Deep Learning with Limited Numerical Precision* (2015), section 3.1.
     """
     _checks.check_dtypes(dtype=dtype)
     _checks.check_transformation("inner", inner)
+    keeping = keeping_of(dtype, rounding, exclude)
+    chances = Chances(seed, specs)
     inner = optax.with_extra_args_support(inner)
-
     if dtype is None:
         return inner
-
-    def keep(init: Any, state: optax.OptState) -> optax.OptState:
-        # What is shared, such as a sum of weights, is a number or two: it keeps its digits.
-        return optax.tree.map_params(
-            init,
-            lambda x: arrays.narrow(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-            state,
-        )
-
     rule = rules.rule_of(inner)
-    if not rule.needs_tree:  # A piece keeps the dtypes that it begins with.
-        narrow = rule._replace(init=lambda params: keep(rule.init, rule.init(params)))
-        piece = rules.from_rule(narrow, estimates=isinstance(inner, rules.Estimator))
+    if not rule.needs_tree:
+        rule = _kept_rule(rule, keeping, chances)
+        piece = rules.from_rule(rule, estimates=isinstance(inner, rules.Estimator))
         return dependable(piece) if rules.is_wrapped(inner) else piece
+    check_can_be_taken_apart(inner)
+    wrap = _by_chance if keeping.stochastic else _nearest
+    return wrap(inner, keeping, chances)
 
-    def init(params: optax.Params) -> optax.OptState:
-        return keep(inner.init, inner.init(params))
 
-    def widen(state: optax.OptState) -> optax.OptState:
-        return optax.tree.map_params(
-            inner.init, lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, state
-        )
+# Pieces: what is kept is rounded by the kernel that computes it.
+
+
+def _kept_rule(rule: Rule, keeping: Keeping, chances: Chances) -> Rule:
+    rule = rule._replace(init=narrow_init_of(keeping, chances, rule.init))
+    if not keeping.stochastic:
+        return rule  # A piece keeps the dtypes that it begins with.
+
+    def advance(state: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        shared, state = rule.advance(state, extra)
+        return (chances.key_of_step(extra["count"]), shared), state
+
+    def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
+        leaf = partials.as_partial(paths.function_at(rule.leaf, name, shape))
+        if not keeping.exclude.isdisjoint(name.split("/")):
+            return Partial(_as_it_is, leaf)
+        cut = chances.slices_of(name, shape.shape)
+        return Partial(_rounded, keeping, cut, leaf, array_number(name))
+
+    return rule._replace(advance=advance, leaf=paths.PerLeaf(at), needs_count=True)
+
+
+def _as_it_is(leaf: Partial, shared: Any, *arguments: Any) -> tuple[Any, Any]:
+    return leaf(shared[1], *arguments)
+
+
+def _rounded(
+    keeping: Keeping,
+    cut: Slices,
+    leaf: Partial,
+    number: jax.Array,
+    shared: Any,
+    gradient: jax.Array,
+    state: Any,
+    param: Any,
+) -> tuple[Any, Any]:
+    key, inner_shared = shared
+    update, state = leaf(inner_shared, gradient, state, param)
+    located, treedef = jax.tree.flatten(paths.map_with_name(Located, state))
+    kept = [
+        keeping.draw(place, key, array_number(place.path) ^ number, cut)
+        if keeping.keeps(place, gradient)
+        else place.x
+        for place in located
+    ]
+    return update, treedef.unflatten(kept)
+
+
+# Any other transformation: its state is rounded when it has been computed.
+
+
+def _nearest(
+    inner: Any, keeping: Keeping, chances: Chances
+) -> optax.GradientTransformationExtraArgs:
+    def narrow(place: Located) -> jax.Array:
+        return arrays.narrow(place.x, keeping.dtype) if keeping.keeps(place) else place.x
+
+    init: Any = narrow_init_of(keeping, chances, inner.init)
 
     def update(
         updates: optax.Updates,
@@ -75,7 +183,47 @@ def kept_in(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         with arrays.standard_promotion():
-            updates, state = inner.update(updates, widen(state), params, **extra_args)
-        return updates, keep(inner.init, state)
+            wide = _widened(inner.init, state)
+            updates, state = inner.update(updates, wide, params, **extra_args)
+            return updates, map_kept(narrow, inner.init, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _by_chance(
+    inner: Any, keeping: Keeping, chances: Chances
+) -> optax.GradientTransformationExtraArgs:
+    narrow_init = narrow_init_of(keeping, chances, inner.init)
+
+    def init(params: optax.Params) -> OwnCountState:
+        return OwnCountState(jnp.zeros([], jnp.int32), narrow_init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, OwnCountState]:
+        like = updates if params is None else params
+        key = chances.key_of_step(state.count)
+
+        def narrow(place: Located, name: str, param: Any) -> jax.Array:
+            if not keeping.keeps(place, param):
+                return place.x
+            cut = chances.slices_of(name, arrays.shape_of(param))
+            return keeping.draw(place, key, array_number(place.path), cut)
+
+        with arrays.standard_promotion():
+            wide = _widened(inner.init, state.inner_state)
+            updates, inner_state = inner.update(updates, wide, params, **extra_args)
+            names = paths.path_names(like)
+            inner_state = map_kept(narrow, inner.init, inner_state, names, like)
+        return updates, OwnCountState(arrays.increment(state.count), inner_state)
+
+    return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _widened(init: Callable[[Any], Any], state: Any) -> Any:
+    return optax.tree.map_params(
+        init, lambda x: arrays.widen(x) if arrays.is_inexact(x) else x, state
+    )
