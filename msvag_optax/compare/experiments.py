@@ -18,6 +18,9 @@ class Metric(NamedTuple):
       spec: its format.
       log: whether its axis is logarithmic.
       marks: values worth a line of their own across the panel, with what to write there.
+      falls: whether it is lower the nearer a run is to what it looks for. Where it ends above its
+        start, the run has gone the wrong way.
+      limits: the least and the greatest value that a panel shows, where not all are of interest.
     """
 
     key: str
@@ -25,6 +28,8 @@ class Metric(NamedTuple):
     spec: str = "#.3g"
     log: bool = True
     marks: tuple[tuple[float, str], ...] = ()
+    falls: bool = False
+    limits: tuple[float, float] | None = None
 
 
 class Panel(NamedTuple):
@@ -74,14 +79,19 @@ class Experiment(NamedTuple):
         return tuple(rate / size for rate in self.learning_rates)
 
 
-_TRAIN_LOSS = Metric("train loss", "train loss")
-_TEST_ACCURACY = Metric("test accuracy", "test accuracy", spec=".1%", log=False)
-_EXPECTED_LOSS = Metric("expected loss", "expected loss")
+_TRAIN_LOSS = Metric("train loss", "train loss", falls=True)
+_TEST_ACCURACY = Metric("test accuracy", "test accuracy", spec=".1%", log=False, limits=(0.85, 1.0))
+_EXPECTED_LOSS = Metric("expected loss", "expected loss", falls=True)
 _REGRET = Metric("average loss", "average regret", spec="+.4f", log=False)
 _ITERATE = Metric(
-    "x", "x", spec="+.3f", log=False, marks=((-1.0, "optimum"), (1.0, "the worst point"))
+    "x",
+    "x",
+    spec="+.3f",
+    log=False,
+    marks=((-1.0, "optimum"), (1.0, "the worst point")),
+    falls=True,
 )
-_SENSITIVITY = "Sensitivity to the learning rate: a wide valley is easy to tune"
+_SENSITIVITY = "A wide valley is easy to tune"
 
 
 def _reddi(summary: str, seeds: int) -> Experiment:
@@ -111,6 +121,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
             columns=(_TRAIN_LOSS, _TEST_ACCURACY),
             panels=(
                 Panel(_TRAIN_LOSS, "steps", "Learning, each at its best rate"),
+                Panel(_TEST_ACCURACY, "steps", "What it is worth on images not seen"),
                 Panel(_TRAIN_LOSS, "rates", _SENSITIVITY),
             ),
             weight_decay=0.01,

@@ -1,33 +1,38 @@
 """The outcomes as a picture: histories at the best rate, and the sensitivity to the rate."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from msvag_optax.compare.experiments import Experiment, Panel
-from msvag_optax.compare.optimizers import OPTIMIZERS
+from msvag_optax.compare.optimizers import optimizer_of
 from msvag_optax.compare.training import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLE = "msvag_optax.compare.figures"  # the sheet beside this module
+_GREY = "#555555"
 
+FORMATS = (".png", ".pdf", ".svg")
 _LEGEND = (
-    "Lines: median over the seeds (against the learning rate: mean, by which the best, a dot, is "
-    "chosen); bands: least to greatest; dashed: optax's own. Diverged runs are left out."
+    "Lines: mean over the seeds, by which the best rate (beside the name, and a dot) is chosen; "
+    "bands: least to greatest; dashed: optax's own.\n"
+    "Lines that end in the same place are drawn side by side. Diverged runs are left out."
 )
+_SAME = 1e-3  # Lines that end no further apart, as a share of the panel, end in the same place.
+_SIDE_BY_SIDE = 2.0  # Points between such lines.
 
 
 def draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "Figure":
     """The picture: each optimizer's history at its best rate, and its sensitivity to the rate.
 
-    Lines against the steps are medians over the seeds; lines against the rates are means, because
-    the mean is what the best rate, which a dot marks, is chosen by. Bands reach from the least to
-    the greatest. What has diverged is missing.
+    Lines are means over the seeds, by which the best rate, which a dot marks, is chosen. Bands
+    reach from the least to the greatest. What has diverged is missing.
 
     Args:
       outcomes: what `train` returned, on the same problem.
@@ -47,47 +52,52 @@ def _draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "F
     from matplotlib.figure import Figure
 
     panels, objective = experiment.panels, experiment.columns[0].key
-    figure = Figure(figsize=(2.4 + 4.8 * len(panels), 5.6))
+    named = sum(panel.against == "steps" for panel in panels)
+    figure = Figure(figsize=(3.8 * len(panels) + 2.2 * named, 5.2))
     figure.suptitle(title)
-    figure.supxlabel(_LEGEND, fontsize=8.5, color="#555555")
+    figure.supxlabel(_LEGEND, fontsize=8.5, color=_GREY)
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        ends = {}
+        drawn = {}
         for outcome in outcomes:
             best = outcome.best(objective)
             values = outcome.history[panel.metric.key]
             if panel.against == "rates":
-                _draw_line(ax, outcome, outcome.rates, values[-1].T, np.mean)
+                lines = _draw_line(ax, outcome, outcome.rates, values[-1].T)
                 if best is not None:
                     x, y = outcome.rates[best], np.mean(values[-1, :, best])
-                    ax.plot(x, y, "o", color=OPTIMIZERS[outcome.name].colour, markersize=5)
-            elif best is not None:
-                _draw_line(ax, outcome, outcome.steps, values[:, :, best], np.median)
-                ends[outcome.name] = float(np.median(values[-1, :, best]))
+                    colour = optimizer_of(outcome.name).colour
+                    lines += ax.plot(x, y, "o", color=colour, markersize=5)
+            else:
+                # A line that is nowhere finite would be too much for a logarithmic axis.
+                lines = (
+                    []
+                    if best is None
+                    else _draw_line(ax, outcome, outcome.steps, values[:, :, best])
+                )
+            if lines:
+                rate = "" if best is None else f"  {outcome.rates[best]:.3g}"
+                drawn[outcome.name + rate] = lines
         _finish_panel(ax, panel, outcomes)
-        if panel is panels[0]:
-            _name_lines(ax, ends)
+        heights = _heights(ax, drawn)
+        _part(ax, drawn, heights)
+        if panel.against == "steps":
+            _name_lines(ax, drawn, heights)
     return figure
 
 
-def _draw_line(
-    ax: "Axes",
-    outcome: Outcome,
-    x: np.ndarray,
-    values: np.ndarray,
-    middle: Callable[..., np.ndarray],
-) -> None:
-    """Draws the `middle` of `values`, of shape `(len(x), seeds)`, and the band around it."""
+def _draw_line(ax: "Axes", outcome: Outcome, x: np.ndarray, values: np.ndarray) -> "list[Line2D]":
+    """Draws the mean of `values`, of shape `(len(x), seeds)`, and the band around it."""
     # Where one seed diverged there is nothing to see, not the better half of the seeds.
     values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
     if np.isnan(values).all():
-        return  # Not even an empty line: a logarithmic axis cannot bear it.
-    style = OPTIMIZERS[outcome.name]
+        return []  # Not even an empty line: a logarithmic axis cannot bear it.
+    style = optimizer_of(outcome.name)
     dashes = (0, (4, 2)) if style.baseline else "-"
     # Baselines come last: where they agree with ours, both are seen through the gaps.
     order = 3 if style.baseline else 2
     low, high = values.min(axis=1), values.max(axis=1)
     ax.fill_between(x, low, high, color=style.colour, alpha=0.12, linewidth=0)
-    ax.plot(x, middle(values, axis=1), color=style.colour, linestyle=dashes, zorder=order)
+    return ax.plot(x, values.mean(axis=1), color=style.colour, linestyle=dashes, zorder=order)
 
 
 def _finish_panel(ax: "Axes", panel: Panel, outcomes: Sequence[Outcome]) -> None:
@@ -111,50 +121,83 @@ def _finish_panel(ax: "Axes", panel: Panel, outcomes: Sequence[Outcome]) -> None
         worst = 2 * max(outcome.history[metric.key][0].max() for outcome in outcomes)
         if ax.dataLim.y0 < worst < ax.dataLim.y1:
             ax.set_ylim(top=worst)
+    if metric.limits and metric.limits[0] < ax.dataLim.y1:
+        ax.set_ylim(*metric.limits)
+    if metric.marks:
+        ax.margins(y=0.1)  # room for what is written there
     for value, text in metric.marks:
-        ax.axhline(value, color="#555555", linewidth=0.8, linestyle=":")
+        ax.axhline(value, color=_GREY, linewidth=0.8, linestyle=":")
         ax.annotate(
             text,
             (0.99, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, -2 if value == metric.marks[0][0] else 2),
+            xytext=(0, -9 if value == metric.marks[0][0] else 9),  # clear of lines side by side
             textcoords="offset points",
             ha="right",
             va="top" if value == metric.marks[0][0] else "bottom",
             fontsize=8.5,
-            color="#555555",
+            color=_GREY,
         )
 
 
-def _name_lines(ax: "Axes", ends: Mapping[str, float]) -> None:
-    """Writes the name of each line beside its end, moved no further than legibility needs."""
+def _heights(ax: "Axes", drawn: Mapping[str, "list[Line2D]"]) -> dict[str, float]:
+    """At which height of the panel each line ends, from 0 to 1; the lowest first."""
+    to_fraction = ax.transData + ax.transAxes.inverted()
+    found = {}
+    for label, (line, *_) in drawn.items():
+        ends = np.asarray(line.get_ydata())
+        end = ends[np.isfinite(ends)][-1]
+        found[label] = float(np.clip(to_fraction.transform((ax.get_xlim()[1], end))[1], 0, 1))
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _part(ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str, float]) -> None:
+    """Moves lines that end in the same place aside, so that all of them can be seen."""
+    from matplotlib.transforms import ScaledTranslation
+
+    groups: list[list[str]] = []
+    before = -1.0
+    for label, height in heights.items():
+        if height - before > _SAME:
+            groups.append([])
+        groups[-1].append(label)
+        before = height
+    for labels in groups:
+        for index, label in enumerate(labels):
+            points = _SIDE_BY_SIDE * (index - (len(labels) - 1) / 2)
+            aside = ScaledTranslation(0, points / 72, ax.figure.dpi_scale_trans)
+            for line in drawn[label]:
+                line.set_transform(ax.transData + aside)
+
+
+def _name_lines(
+    ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str, float]
+) -> None:
+    """Writes the label of each line beside its end, moved no further than legibility needs."""
     from scipy.optimize import isotonic_regression
 
-    if not ends:
+    if not heights:
         return
-    names = sorted(ends, key=lambda name: ends[name])
-    to_fraction = ax.transData + ax.transAxes.inverted()
-    right = ax.get_xlim()[1]
-    heights = np.array([to_fraction.transform((right, ends[name]))[1] for name in names])
     # The least movement that leaves `gap` between neighbours: isotonic regression of what is left
     # when the gaps are taken out, kept within the panel.
-    gap = min(0.052, 1 / len(names))
-    gaps = gap * np.arange(len(names))
-    places = isotonic_regression(np.clip(heights, 0, 1) - gaps).x.clip(0, 1 - gaps[-1]) + gaps
-    for name, height, place in zip(names, heights.clip(0, 1), places, strict=True):
-        style = OPTIMIZERS[name]
+    gap = min(0.052, 1 / len(heights))
+    gaps = gap * np.arange(len(heights))
+    wanted = np.array(list(heights.values()))
+    places = isotonic_regression(wanted - gaps).x.clip(0, 1 - gaps[-1]) + gaps
+    for (label, height), place in zip(heights.items(), places, strict=True):
+        colour = drawn[label][0].get_color()
         ax.annotate(
-            name,
+            label,
             (1, height),
             xycoords="axes fraction",
             xytext=(1.06, place),
             textcoords="axes fraction",
             va="center",
             fontsize=9.5,
-            color=style.colour,
+            color=colour,
             arrowprops={
                 "arrowstyle": "-",
-                "color": style.colour,
+                "color": colour,
                 "linewidth": 0.8,
                 "shrinkA": 1,
                 "shrinkB": 0,
@@ -163,8 +206,8 @@ def _name_lines(ax: "Axes", ends: Mapping[str, float]) -> None:
         )
 
 
-def render(figure: "Figure") -> bytes:
-    """The bytes of a PNG file that shows `figure`."""
+def render(figure: "Figure", ending: str = ".png") -> bytes:
+    """The bytes of a file that shows `figure`, in the format of one of the endings `FORMATS`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=ending.lower().removeprefix("."))
     return buffer.getvalue()

@@ -8,6 +8,12 @@ import numpy as np
 from msvag_optax.compare.experiments import Metric
 from msvag_optax.compare.training import Outcome
 
+_NOTES = {
+    "*": "* the best rate is at an edge of the grid: a better one may lie beyond.",
+    "†": "† no rate is good: each ended worse than it started. The one shown did the least harm.",
+    "diverged": "diverged: not finite with some seed at every rate.",
+}
+
 
 def format_table(outcomes: Sequence[Outcome], columns: Sequence[Metric]) -> str:
     """The outcomes as a table of text, the best first.
@@ -27,22 +33,23 @@ def format_table(outcomes: Sequence[Outcome], columns: Sequence[Metric]) -> str:
         best = outcome.best(objective.key)
         return math.inf if best is None else outcome.history[objective.key][-1, :, best].mean()
 
+    # Of one parameter nobody wants to know it: the optimizer's counters would be most of it.
+    with_memory = outcomes[0].parameters > 1
     header = ["optimizer", "best rate", *(metric.label for metric in columns)]
-    header += ["time/step/run", "state bytes/param"]
-    rows = [header]
-    at_an_edge = diverged = False
+    header += ["time/step/run"] + ["state bytes/param"] * with_memory
+    rows, marks = [header], set()
     for outcome in sorted(outcomes, key=score):
         best = outcome.best(objective.key)
         row = [outcome.name]
         if best is None:
             row += ["diverged", *("-" for _ in columns)]
-            diverged = True
+            marks.add("diverged")
         else:
-            edge = best in (0, len(outcome.rates) - 1) and len(outcome.rates) > 2
-            row.append(f"{outcome.rates[best]:.3g}" + ("*" if edge else " "))
+            mark = _mark(outcome, best, columns)
+            row.append(f"{outcome.rates[best]:.3g}{mark}")
             row += [_mean_and_std(outcome.history[m.key][-1, :, best], m.spec) for m in columns]
-            at_an_edge |= edge
-        row += [_duration(outcome.seconds), f"{outcome.state_bytes:.1f}"]
+            marks.add(mark)
+        row += [_duration(outcome.seconds)] + [f"{outcome.state_bytes:.1f}"] * with_memory
         rows.append(row)
 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -56,15 +63,20 @@ def format_table(outcomes: Sequence[Outcome], columns: Sequence[Metric]) -> str:
     notes[0] += f", averaged over {seeds} seeds." if seeds > 1 else "."
     if seeds > 1:
         notes.append("± is the standard deviation over the seeds.")
-    if at_an_edge:
-        notes.append("* the best rate is at an edge of the grid: a better one may lie beyond.")
-    if diverged:
-        notes.append("diverged: not finite with some seed at every rate.")
+    notes += [note for mark, note in _NOTES.items() if mark in marks]
     notes.append(
         f"time/step/run: one step of all {seeds * count} runs of an optimizer together, divided by "
         f"{seeds * count}; compilation not included."
     )
     return "\n".join([*lines, "", *notes])
+
+
+def _mark(outcome: Outcome, best: int, columns: Sequence[Metric]) -> str:
+    """What to write beside the best rate: why it may be none."""
+    if any(metric.falls and outcome.went_wrong(metric.key) for metric in columns):
+        return "†"
+    at_an_edge = best in (0, len(outcome.rates) - 1) and len(outcome.rates) > 2
+    return "*" if at_an_edge else " "
 
 
 def _mean_and_std(values: np.ndarray, spec: str) -> str:

@@ -51,6 +51,7 @@ class Outcome(NamedTuple):
       seconds: of one step of one run: the wall-clock time of one step of the whole grid, divided by
         the number of runs in it; the median over time, without compilation.
       state_bytes: bytes of optimizer state for each parameter.
+      parameters: how many parameters the problem has.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Outcome(NamedTuple):
     history: dict[str, np.ndarray]
     seconds: float
     state_bytes: float
+    parameters: int
 
     def best(self, key: str) -> int | None:
         """Which rate has the lowest final `history[key]`, averaged over the seeds.
@@ -70,6 +72,13 @@ class Outcome(NamedTuple):
         if not np.isfinite(final).any():
             return None
         return int(np.argmin(np.where(np.isfinite(final), final, np.inf)))
+
+    def went_wrong(self, key: str) -> bool:
+        """Whether `history[key]`, averaged over the seeds, rose at every rate that is finite."""
+        with np.errstate(all="ignore"):
+            first, final = self.history[key][0].mean(axis=0), self.history[key][-1].mean(axis=0)
+        finite = np.isfinite(final)
+        return bool(finite.any() and (final > first)[finite].all())
 
 
 def train(
@@ -168,7 +177,7 @@ def train(
         times,
         history,
         float(np.median(seconds)) / math.prod(shape),
-        _state_bytes_per_parameter(problem, build(float(rates[0]))),
+        *_state_bytes_per_parameter(problem, build(float(rates[0]))),
     )
 
 
@@ -193,7 +202,11 @@ def _metrics_of_all(metrics: Callable[[Any], dict[str, jax.Array]], params: Any)
     return jax.vmap(jax.vmap(metrics))(params)
 
 
-def _state_bytes_per_parameter(problem: Problem, tx: optax.GradientTransformation) -> float:
+def _state_bytes_per_parameter(
+    problem: Problem, tx: optax.GradientTransformation
+) -> tuple[float, int]:
+    """The bytes for each parameter, and the number of parameters."""
     params = jax.eval_shape(problem.init, jax.random.key(0))
-    # A count is no bytes of a parameter's; some of these problems have just one parameter.
-    return state_bytes(tx, params).of_parameters / sum(x.size for x in jax.tree.leaves(params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    # A count is no bytes of a parameter's.
+    return state_bytes(tx, params).of_parameters / parameters, parameters

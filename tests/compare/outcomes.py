@@ -17,4 +17,5 @@ def outcome(name="sgd", losses=((0.2, 0.4), (0.1, 0.3)), rates=(0.1, 1.0)) -> co
         history={"expected loss": np.stack([np.ones_like(final), final])},
         seconds=1.234e-6,
         state_bytes=4.0,
+        parameters=100,
     )

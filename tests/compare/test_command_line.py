@@ -78,7 +78,8 @@ def refusal(capsys, *arguments: str) -> str:
         (["--steps", "2.5"], "not '2.5'"),
         (["--steps", "9999999999"], "not '9999999999'"),
         (["--seeds", "-1"], "--seeds: must be a whole number from 1 to 1000, not '-1'"),
-        (["--output", "a.pdf"], "--output: must be the name of a .png file, not 'a.pdf'"),
+        (["--output", "a.gif"], "a picture's name must end in .png, .pdf or .svg, not 'a.gif'"),
+        (["--output", "png"], "a picture's name must end in .png, .pdf or .svg, not 'png'"),
         (["--output", "no/such/folder/a.png"], "cannot write 'no/such/folder/a.png': No such file"),
         (["--output", "folder.png"], "cannot write 'folder.png': Is a directory"),
         (["--output", "x" * 300 + ".png"], "File name too long"),
@@ -102,7 +103,8 @@ def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(command_line, "find_spec", lambda module: module != "sklearn" or None)
     message = refusal(capsys, "--output", str(tmp_path / "a.png"))
     assert "needs scikit-learn:" in message
-    assert 'pip install "msvag_optax[demo]"' in message
+    # There is nothing by this name on an index of packages.
+    assert "from a clone of the repository by pip install '.[demo]'." in message
 
 
 def test_help_names_everything_there_is(capsys):
@@ -136,11 +138,16 @@ def test_a_small_run_prints_a_table_and_writes_a_picture(tmp_path, capsys, probl
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_single_step_of_everything_is_possible(tmp_path):
+def test_a_single_step_of_everything_is_possible(tmp_path, capsys):
     """By default all optimizers run, each with a traced rate; here there is no time to warm up."""
-    path = tmp_path / "a.png"
+    path = tmp_path / "a.PDF"  # the ending chooses the format
     arguments = ["--problem", "reddi-online", "--learning-rates", "0.1", "--steps", "1"]
     assert compare.main([*arguments, "--seeds", "1", "--output", str(path)]) == 0
+    assert path.read_bytes().startswith(b"%PDF-")
+    lines = capsys.readouterr().out.splitlines()
+    # Here they are but Adam, and say so.
+    for name in ("adamw (no decay)  ", "bert_adamw (no decay)  ", "adam  "):
+        assert any(line.startswith(name) for line in lines)
 
 
 def test_a_picture_that_cannot_be_written_in_the_end_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -33,6 +33,22 @@ def test_the_table_says_what_was_measured_best_first():
     assert "all 6 runs" in table
 
 
+def test_the_least_of_wrong_ways_is_no_best_rate():
+    """It is at an edge of the grid, the slowest, and a better one is not to be sought beyond it."""
+    wrong = outcome("adam", [[1.1, 1.5, 2.0]] * 2, [0.01, 0.1, 1])
+    table = compare.format_table([wrong], COLUMNS)
+    assert table.splitlines()[2].split()[:3] == ["adam", "0.01†", "1.10"]
+    assert "† no rate is good" in table
+    assert "may lie beyond" not in table
+    assert "†" not in compare.format_table([outcome()], COLUMNS)
+
+
+def test_bytes_a_parameter_are_not_told_of_a_single_parameter():
+    table = compare.format_table([outcome()._replace(parameters=1)], COLUMNS)
+    assert "bytes" not in table
+    assert table.splitlines()[2].split()[-2:] == ["1.23", "µs"]
+
+
 def test_a_single_seed_has_no_spread():
     table = compare.format_table([outcome(losses=[[0.2, 0.4]])], COLUMNS)
     assert "±" not in table

@@ -1,5 +1,6 @@
 """One compiled loop for a whole grid, and the best of its rates."""
 
+import functools
 import itertools
 
 import chex
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import msvag_optax as mo
 from msvag_optax import compare, problems
 from tests.compare.outcomes import outcome
 
@@ -88,6 +90,7 @@ def test_every_seed_starts_elsewhere_and_the_same_for_every_optimizer(quadratic)
 def test_state_bytes_are_counted_for_each_parameter(quadratic, build, copies):
     result = compare.train(quadratic, build, [0.1], steps=1, seeds=1)
     assert result.state_bytes == 4 * copies
+    assert result.parameters == 6
 
 
 def test_the_best_rate_has_the_lowest_final_mean():
@@ -101,6 +104,36 @@ def test_the_best_rate_has_the_lowest_final_mean():
 def test_a_rate_at_which_a_seed_diverged_is_never_the_best(bad):
     assert outcome(losses=[[0.0, 0.4], [bad, 0.4]]).best("expected loss") == 1
     assert outcome(losses=[[bad, np.inf], [bad, bad]]).best("expected loss") is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "wrong"),
+    [
+        ([[1.1, 1.2], [1.1, 1.2]], True),
+        ([[0.8, 1.2], [1.1, 1.2]], False),  # on average, the first rate is no worse than the start
+        ([[np.nan, 1.2], [1.1, 1.2]], True),
+        ([[np.nan, 0.9], [1.1, 0.9]], False),
+        ([[np.nan, np.inf], [1.1, 1.2]], False),  # it diverged, which is told elsewhere
+    ],
+    ids=["up", "down_at_one", "up_or_diverged", "down_or_diverged", "diverged"],
+)
+def test_who_went_wrong_at_every_rate(losses, wrong):
+    assert outcome(losses=losses).went_wrong("expected loss") is wrong
+
+
+def test_adam_goes_wrong_on_reddis_problem_and_amsgrad_does_not():
+    ways = {
+        build: compare.train(
+            problems.reddi_online(),
+            functools.partial(build, b2=0.99),
+            [0.003, 0.01],
+            steps=20_200,
+            seeds=1,
+            measurements=1,
+        ).went_wrong("x")
+        for build in (optax.adam, mo.amsgrad)
+    }
+    assert ways == {optax.adam: True, mo.amsgrad: False}
 
 
 def test_real_divergence_is_seen(quadratic):
