@@ -76,6 +76,8 @@ from msvag_optax.recorder import NoiseRecorder as NoiseRecorder
 from msvag_optax.wrappers.dependable import dependable as dependable
 from msvag_optax.wrappers.kept_in import kept_in as kept_in
 from msvag_optax.wrappers.lazy_rows import lazy_rows as lazy_rows
+from msvag_optax.wrappers.parameters import master_copy as master_copy
+from msvag_optax.wrappers.parameters import rounded_parameters as rounded_parameters
 from msvag_optax.wrappers.sharding import shard_like_params as shard_like_params
 
 _BY_NAME = "`optax.tree.get(state, {!r})`, which needs no class"

@@ -32,7 +32,7 @@ import optax
 import pytest
 
 import msvag_optax as mo
-from msvag_optax._trees import arrays, mesh_axes, rules
+from msvag_optax._trees import arrays, mesh_axes, rounding, rules
 from msvag_optax.pieces import formulas, quantities, running_moments, weightings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -228,6 +228,7 @@ WATCH_NOISE = "tests/pieces/test_watch_noise.py"
 WEIGHTINGS = "tests/pieces/test_weightings.py"
 WRAPPERS = "tests/wrappers/test_wrappers.py"
 KEPT_IN = "tests/wrappers/test_kept_in.py"
+PARAMETERS = "tests/wrappers/test_parameters.py"
 ROUNDING = "tests/wrappers/test_rounding.py"
 
 
@@ -606,6 +607,16 @@ def pieces_that_round_to_nearest(
     original, keeping, cut, leaf, number, shared, gradient, state, param
 ):
     return leaf(shared[1], gradient, state, param)
+
+
+@mutant("wrappers.parameters", "_move_to", f"{PARAMETERS} -k rounded_copy")
+def updates_that_are_not_rounded(original, param, copy, step):
+    return copy - param.astype(jnp.float32)
+
+
+@mutant("_trees.rounding", "round_to_nearest", f"{PARAMETERS} -k numpy_has")
+def ties_that_go_up(original, x, dtype):
+    return rounding.round_stochastically(x, dtype, jnp.full(x.shape, 0x80000000, jnp.uint32))
 
 
 # The driver and chains.

@@ -60,7 +60,7 @@ def keeping_of(dtype: Any, rounding: Any, exclude: Any) -> Keeping:
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"`rounding` must be 'nearest' or 'stochastic', got {rounding!r}.")
     if rounding == "stochastic" and dtype is not None:
-        check_drawable(dtype)
+        check_drawable("`dtype`", dtype)
     if isinstance(exclude, str) or not all(isinstance(name, str) for name in exclude):
         raise TypeError(
             f"`exclude` must be a sequence of names such as ('nu_max',), got {exclude!r}."

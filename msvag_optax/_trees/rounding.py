@@ -107,6 +107,16 @@ def _float16(pattern: jax.Array, bits: jax.Array) -> jax.Array:
     return jnp.where(magnitude < INFINITY, finite, infinite) | ((pattern >> 16) & 0x8000)
 
 
+def round_to_nearest(x: jax.Array, dtype: Any) -> jax.Array:
+    """Likewise without chance: to the nearer neighbour, and from the middle to the even one.
+
+    Unlike casts there and back, which XLA may leave out.
+    """
+    lower = round_stochastically(x, dtype, jnp.zeros(x.shape, jnp.uint32))
+    is_odd = jax.lax.bitcast_convert_type(lower, jnp.uint16).astype(jnp.uint32) & 1
+    return round_stochastically(x, dtype, np.uint32(0x7FFFFFFF) + is_odd)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def draw(
     x: jax.Array, dtype: Any, key: jax.Array, array: jax.typing.ArrayLike, cut: slices.Slices
@@ -120,11 +130,11 @@ def array_number(name: str) -> np.uint32:
     return np.uint32(zlib.crc32(name.encode()))
 
 
-def check_drawable(dtype: Any) -> None:
+def check_drawable(what: str, dtype: Any) -> None:
     """Raises unless there is a stochastic rounding to `dtype`."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         raise ValueError(
-            f"`dtype` must be bfloat16 or float16 to be rounded to by chance, got {dtype!r}."
+            f"{what} must be bfloat16 or float16 to be rounded to by chance, got {dtype!r}."
         )
 
 

@@ -1,0 +1,220 @@
+"""Parameters in low precision become exactly what their wrappers say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import msvag_optax as mo
+from msvag_optax._trees.rounding import Chances, array_number, draw, round_to_nearest
+from msvag_optax._trees.slices import Slices
+from tests.meshes import KINDS, entered, mesh_of
+
+DTYPES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+BOTH = pytest.mark.parametrize("wrap", [mo.rounded_parameters, mo.master_copy])
+RNG = np.random.default_rng(0)
+
+
+def params_of(dtype):
+    return {
+        "bias": jnp.asarray(RNG.normal(size=8), jnp.float32),
+        "kernel": jnp.asarray(RNG.normal(size=(16, 8)), dtype),
+    }
+
+
+def sums(dtype, count=200_000):
+    """Parameters and updates of all sizes: some far apart, some that nearly cancel."""
+    rng = np.random.default_rng(1)
+    exponents = rng.integers(-14, 14, count)
+    param = jnp.asarray(rng.normal(size=count) * 2.0**exponents, dtype)
+    far = rng.normal(size=count) * 2.0 ** rng.integers(-30, 14, count)
+    near = -np.asarray(param, np.float64) * (1 + rng.normal(size=count) * 2.0**-9)
+    cancels = rng.random(count) < 0.5
+    return param, jnp.asarray(np.where(cancels, near, far), jnp.float32)
+
+
+def step(tx, params, update, compiled=True):
+    """What a parameter becomes where the transformation's update is this."""
+
+    def run(params, update):
+        updates, state = tx.update(update, tx.init(params), params)
+        return optax.apply_updates(params, updates), updates, state
+
+    return (jax.jit(run) if compiled else run)(params, update)
+
+
+@DTYPES
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_parameter_becomes_the_rounded_sum(dtype, compiled):
+    param, update = sums(dtype)
+    new, updates, state = step(mo.rounded_parameters(optax.identity()), param, update, compiled)
+    assert updates.dtype == jnp.float32
+    key = Chances(0, None).key_of_step(jnp.asarray(0))
+    number = array_number("parameter/")
+    expected = draw(param.astype(jnp.float32) + update, dtype, key, number, Slices())
+    assert new.dtype == dtype
+    np.testing.assert_array_equal(new, expected)
+    assert [x.shape for x in jax.tree.leaves(state)] == [()]
+
+
+@DTYPES
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_parameter_becomes_the_rounded_copy(dtype, compiled):
+    param, update = sums(dtype)
+    new, updates, state = step(mo.master_copy(optax.identity()), param, update, compiled)
+    assert updates.dtype == state.copy.dtype == jnp.float32
+    np.testing.assert_array_equal(state.copy, param.astype(jnp.float32) + update)
+    np.testing.assert_array_equal(new, np.asarray(state.copy).astype(dtype))
+
+
+@DTYPES
+def test_without_chance_the_nearest_number_is_the_one_that_numpy_has(dtype):
+    patterns = np.random.default_rng(2).integers(0, 1 << 32, 300_000, np.uint32)
+    middles = patterns & np.uint32(0xFFFF0000) | np.uint32(0x8000)
+    x = np.concatenate([patterns, middles, patterns & np.uint32(0xFFFFF000)]).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    held = np.abs(x) <= largest
+    rounded = np.asarray(round_to_nearest(jnp.asarray(x), dtype))
+    np.testing.assert_array_equal(rounded[held], expected[held])
+    finite = np.isfinite(x) & ~held
+    np.testing.assert_array_equal(np.abs(rounded[finite].astype(np.float32)), largest)
+
+
+def test_a_copy_adds_up_as_in_float32():
+    """Where gradients do not depend on the parameters, its steps are those of float32."""
+    params = params_of(jnp.bfloat16)
+    tx, plain = mo.master_copy(mo.adamw(0.01)), mo.adamw(0.01)
+    wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    state, plain_state = tx.init(params), plain.init(wide)
+    for _ in range(5):
+        gradients = jax.tree.map(lambda p: jnp.ones_like(p) / 3, wide)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, plain_state = plain.update(gradients, plain_state, wide)
+        wide = optax.apply_updates(wide, updates)
+        np.testing.assert_allclose(state.copy["kernel"], wide["kernel"], rtol=1e-6)
+        np.testing.assert_array_equal(params["kernel"], state.copy["kernel"].astype(jnp.bfloat16))
+    np.testing.assert_allclose(params["bias"], wide["bias"], rtol=1e-6)
+    assert state.copy["bias"] == optax.MaskedNode()
+
+
+@BOTH
+@DTYPES
+def test_many_small_updates_add_up(wrap, dtype):
+    """200 steps of 1e-3 from 1.0; rounded to nearest, bfloat16 stays where it is."""
+    params = jnp.ones(10_000, dtype)
+    tx = wrap(optax.sgd(1e-3))
+
+    def one(carry, _):
+        params, state = carry
+        updates, state = tx.update(jnp.ones_like(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(one, (params, tx.init(params)), length=200)
+    # The standard error of the mean is 4e-4 in bfloat16; its nearest number is 0.8 + 8e-4.
+    assert abs(params.astype(jnp.float32).mean() - 0.8) < 2e-3
+
+
+@BOTH
+def test_what_has_float32_stays_as_it_is(wrap):
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params_of(jnp.float32))
+    tx = mo.adamw(0.1)
+    expected, _ = tx.update(params, tx.init(params), params)
+    wrapped = wrap(tx)
+    updates, state = wrapped.update(params, wrapped.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    extra = 1 if wrap is mo.rounded_parameters else 0
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(tx.init(params))) + extra
+
+
+@BOTH
+def test_leaves_without_gradient_stay(wrap):
+    params = params_of(jnp.bfloat16) | {"steps": jnp.arange(3), "frozen": jnp.ones(2, jnp.bfloat16)}
+    gradients = params | {"steps": np.zeros(3, jax.dtypes.float0), "frozen": None}
+    tx = wrap(mo.adamw(0.1))
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    for name in ("steps", "frozen"):
+        np.testing.assert_array_equal(new[name], params[name])
+        assert new[name].dtype == params[name].dtype
+    assert jnp.any(new["kernel"] != params["kernel"])
+
+
+@BOTH
+@pytest.mark.parametrize("kind", KINDS)
+def test_eight_devices_do_as_one_does(wrap, kind):
+    params = params_of(jnp.bfloat16)
+    tx = wrap(mo.kept_in(mo.adamw(0.1), jnp.bfloat16, "stochastic"))
+
+    @jax.jit
+    def train(params):
+        state = tx.init(params)
+        for _ in range(3):
+            # In float32: XLA may or may not round what is between two operations in bfloat16.
+            gradients = jax.tree.map(lambda p: 2 * p.astype(jnp.float32) + 1, params)
+            updates, state = tx.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    alone = train(params)
+    mesh = mesh_of({"data": 2, "model": 4}, kind)
+    specs = {"bias": P("model"), "kernel": P("data", "model")}
+    with entered(mesh):
+        shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+        together = train(jax.device_put(params, shardings))
+    jax.tree.map(np.testing.assert_array_equal, together, alone)
+
+
+def test_inside_of_shard_map_a_parameter_is_told_its_place_or_refused():
+    param, update = params_of(jnp.bfloat16)["kernel"], 1e-2 * jnp.ones((16, 8))
+    mesh = mesh_of({"data": 2, "model": 4}, AxisType.Auto)
+    spec = P("data", "model")
+
+    def run(tx):
+        mapped = jax.shard_map(
+            lambda p, u: step(tx, p, u)[0], mesh=mesh, in_specs=(spec, spec), out_specs=spec
+        )
+        return mapped(param, update)
+
+    expected = step(mo.rounded_parameters(optax.identity()), param, update)[0]
+    together = run(mo.rounded_parameters(optax.identity(), specs=spec))
+    np.testing.assert_array_equal(together, expected)
+    with pytest.raises(ValueError, match="hand `specs`"):
+        run(mo.rounded_parameters(optax.identity()))
+    nearest = step(mo.master_copy(optax.identity()), param, update)[0]
+    np.testing.assert_array_equal(run(mo.master_copy(optax.identity())), nearest)
+
+
+@BOTH
+def test_strict_promotion_is_refused(wrap):
+    params = params_of(jnp.bfloat16)
+    tx = wrap(mo.adamw(0.1))
+    state = tx.init(params)
+    with jax.numpy_dtype_promotion("strict"):
+        with pytest.raises(TypeError, match="no float32 update can be added"):
+            tx.update(params, state, params)
+        wide = {"w": jnp.ones(2)}
+        tx.update(wide, tx.init(wide), wide)  # Here nothing is promoted.
+
+
+@BOTH
+def test_what_cannot_be_done_is_refused(wrap):
+    params = params_of(jnp.bfloat16)
+    tx = wrap(mo.adamw(0.1))
+    with pytest.raises(ValueError, match="`update` needs `params`"):
+        tx.update(params, tx.init(params))
+    with pytest.raises(ValueError, match="A parameter's dtype must be bfloat16 or float16"):
+        tx.init({"w": jnp.ones(2, jnp.float8_e4m3fn)})
+    with pytest.raises(TypeError, match="`inner` must be a GradientTransformation"):
+        wrap(mo.adamw)
+
+
+def test_specs_have_to_fit():
+    tx = mo.rounded_parameters(mo.adamw(0.1), specs={"bias": P()})
+    with pytest.raises(ValueError, match="`specs` must have a PartitionSpec for 'kernel'"):
+        tx.init(params_of(jnp.bfloat16))
