@@ -148,7 +148,7 @@ prediction = [helpers.predicted(s, pull_rate, pull_decay, pull_steps) for s in s
 show(
     helpers.pulls(scales, left, prediction, f"After {pull_steps:,} steps at decay {pull_decay:g}"),
     "With SGD and with AdamW, half of the parameter is left whatever the noise. With L2 and Adam, "
-    "nothing is left under small noise and nearly all under large, as predicted.",
+    "a quarter is left under small noise and nearly all under large, as predicted.",
 )
 
 # %% [markdown]
@@ -311,7 +311,7 @@ for name, patterns in exclusions.items():
 
 show(
     helpers.exclusions(exclusion_decays, with_exclusions, f"AdamW at rate {exclusion_rate:g}"),
-    "Up to a decay of 1 the four lines coincide. At 10, the two with LayerNorm excluded stay low, "
+    "Up to a decay of 1 the four lines lie together. At 10, the two with LayerNorm excluded stay low, "
     "and the two without rise steeply.",
 )
 
@@ -367,7 +367,7 @@ factor = (1 - 0.9**t) / np.sqrt(1 - 0.999**t)
 
 show(
     helpers.bert(lengths, factor, bert),
-    "Left, the first uncorrected steps are up to six times as long as the rate. Right, accuracy "
+    "Left, the first uncorrected steps are over six times as long as the rate. Right, accuracy "
     "collapses first without warm-up and correction, and last with warm-up.",
 )
 
