@@ -31,7 +31,9 @@ GROUPS = {
         *(f"optimizers.{name}" for name in ("optimizer", "msvag", "expectigrad", "novograd")),
         "optimizers.",
     ],
-    "Around optimizers": ["wrappers.", "diagnostics", "memory", "trees"],
+    "Around optimizers": [
+        *("wrappers.", "diagnostics", "noise", "microbatches", "recorder", "memory", "trees"),
+    ],
     "Checks for any optimizer": ["testing"],
     "The demonstration": ["problems", "compare"],
 }

@@ -18,6 +18,7 @@ SIGNATURES = {
     "amsgrad": "(learning_rate, b1=0.9, b2=0.999, eps=1e-08, *, bias_correction=True,"
     f" correct_before_max=False, {DECAY})",
     "arithmetic": "()",
+    "batch_variance": "()",
     "bert_adamw": "(init_lr, num_train_steps, num_warmup_steps, *, weight_decay=0.01, b1=0.9,"
     " b2=0.999, eps=1e-06, exclude_from_weight_decay=('LayerNorm', 'layer_norm', 'bias'),"
     " max_grad_norm=1.0)",
@@ -40,6 +41,9 @@ BEGINNINGS = {
     "running_average": "(weighting, of=None, count_nonzero=False",
     "running_max": "(estimator",
     "running_moments": "(weighting",
+    "watch_noise": "(weighting",
+    "noise_scale": "(state",
+    "signal_to_noise": "(state",
 }
 OPTIMIZERS = ["adamw", "amsgrad", "expectigrad", "msvag", "novograd", "svag"]
 NAMES = api_reference.public_names()
