@@ -68,8 +68,11 @@ def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`x`, repeated along each axis that it counts in blocks; what broadcasts stays as it is."""
     if x.ndim == len(shape):
         for axis, (blocks, size) in enumerate(zip(x.shape, shape, strict=True)):
-            if 1 < blocks < size:
-                x = jnp.repeat(x, size // blocks, axis=axis)
+            if 1 < blocks < size:  # `jnp.repeat` would have to be told how a mesh cuts it.
+                before, after = x.shape[:axis], x.shape[axis + 1 :]
+                each = (*before, blocks, size // blocks, *after)
+                x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), each)
+                x = x.reshape(*before, size, *after)
     return x
 
 

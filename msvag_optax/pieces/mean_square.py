@@ -31,7 +31,8 @@ def mean_square(axes: Axes | Callable[[str, jax.ShapeDtypeStruct], Axes]) -> pat
 
     An axis that is averaged has length 1 in the result. `over_rms` reads it as it is.
 
-    Inside of `shard_map` each device averages over the piece that it holds.
+    Inside of `shard_map` each device averages over the piece that it holds. On a mesh with explicit
+    axes, a cut must not go through a block.
 
     Args:
       axes: the axes along which the mean is taken: an integer or several, None for all, `()` for
@@ -176,18 +177,17 @@ def _lengths(
 
 
 def _mean_square(parts: _Parts, gradient: jax.Array) -> jax.Array:
-    squares = absolute_square(gradient)
-    sizes = zip(gradient.shape, parts.lengths, strict=True)
-    if all(length in (1, size) for size, length in sizes):  # Whole axes need no other shape.
-        axes = tuple(axis for axis, length in enumerate(parts.lengths) if length != 1)
-        return arrays.saturate(_mean(squares, axes, keepdims=True))
-    split = [
-        size
-        for whole, length in zip(gradient.shape, parts.lengths, strict=True)
-        for size in (whole // length, length)
-    ]
-    inside = tuple(range(1, 2 * gradient.ndim, 2))
-    return arrays.saturate(_mean(squares.reshape(split), inside, keepdims=False))
+    means = absolute_square(gradient)
+    whole = tuple(
+        axis for axis, length in enumerate(parts.lengths) if length == gradient.shape[axis] != 1
+    )
+    means = _mean(means, whole, keepdims=True)
+    for axis, length in enumerate(parts.lengths):
+        size = means.shape[axis]
+        if 1 < length < size:  # One axis after another: a mesh may cut each.
+            blocks = (*means.shape[:axis], size // length, length, *means.shape[axis + 1 :])
+            means = _mean(means.reshape(blocks), (axis + 1,), keepdims=False)
+    return arrays.saturate(means)
 
 
 def _mean(squares: jax.Array, axes: tuple[int, ...], *, keepdims: bool) -> jax.Array:

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
+from tests.meshes import KINDS, entered, mesh_of
 
 B1, B2 = 0.9, 0.99
 GRADIENTS = np.random.default_rng(0).normal(0.3, 1.0, (20, 4, 6)).astype(np.float32)
@@ -199,6 +202,22 @@ def test_mean_square_has_a_rule_of_names_and_shapes():
         "monkey": (1, 1),
         "lm_head": {"kernel": (4, 8)},
     }
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_parts_may_lie_on_several_devices(kind):
+    """Also blocks, where no cut goes through one."""
+    mesh, kernel = mesh_of({"rows": 4, "columns": 2}, kind), GRADIENTS[:8, 0]
+    sharding = NamedSharding(mesh, P("rows", "columns"))
+    for axes in (0, None, {0: 2}, {0: 2, 1: 3}, {0: 8, 1: 3}):
+        second_moment = mo.running_average(mo.exponential(B2), of=mo.mean_square(axes))
+        tx = mo.optimizer(mo.from_estimates(mo.over_rms(0.0), second_moment=second_moment), 1.0)
+        expected, _ = tx.update(kernel, tx.init(kernel), kernel)
+        with entered(mesh):
+            placed = jax.device_put(kernel, sharding)
+            update, _ = jax.jit(tx.update)(placed, jax.jit(tx.init)(placed), placed)
+        np.testing.assert_allclose(update, expected, rtol=1e-6)
+        assert update.sharding.is_equivalent_to(sharding, 2)
 
 
 def test_mean_square_bears_huge_numbers_and_nothing():
