@@ -18,7 +18,6 @@ from msvag_optax._trees.selection import fewer_than_two_axes as fewer_than_two_a
 from msvag_optax.diagnostics import Reading as Reading
 from msvag_optax.diagnostics import noise_scale as noise_scale
 from msvag_optax.diagnostics import signal_to_noise as signal_to_noise
-from msvag_optax.diagnostics import watch_moments as watch_moments
 from msvag_optax.memory import StateBytes as StateBytes
 from msvag_optax.memory import state_bytes as state_bytes
 from msvag_optax.microbatches import Microbatches as Microbatches
@@ -65,6 +64,7 @@ from msvag_optax.pieces.running_moments import Moments as Moments
 from msvag_optax.pieces.running_moments import moments_in as moments_in
 from msvag_optax.pieces.running_moments import running_moments as running_moments
 from msvag_optax.pieces.variance_adapted import variance_adapted as variance_adapted
+from msvag_optax.pieces.watch_moments import watch_moments as watch_moments
 from msvag_optax.pieces.watch_noise import watch_noise as watch_noise
 from msvag_optax.pieces.weightings import Weighting as Weighting
 from msvag_optax.pieces.weightings import arithmetic as arithmetic

@@ -2,67 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks, _compat
-from msvag_optax._trees import arrays, mesh_axes, paths, selection
+from msvag_optax import _checks, _compat, _signal
 from msvag_optax._trees.selection import Selection
-from msvag_optax.pieces.quantities import square
-from msvag_optax.pieces.running_moments import (
-    Moments,
-    RunningMomentsState,
-    moments_in,
-    running_moments,
-)
-from msvag_optax.pieces.watch_noise import WatchNoiseState
-from msvag_optax.pieces.weightings import Weighting
-from msvag_optax.wrappers.dependable import dependable
-
-
-def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs:
-    """Remembers the moments of the gradients that pass, and passes them on.
-
-    At the head of a chain it makes the diagnostics of this module readable from the state of any
-    optimizer; `msvag`, `svag` and `variance_adapted` have moments of their own. It compares the
-    gradients of different steps; `watch_noise` compares gradients within each step, and is right
-    where this one fails.
-
-    Args:
-      weighting: what the newest gradient counts, such as `exponential(0.99)`.
-
-    Returns:
-      A transformation that changes no update.
-
-    Raises:
-      TypeError: if `weighting` is no `Weighting`.
-
-    >>> import jax.numpy as jnp
-    >>> import optax
-    >>> import msvag_optax as mo
-    >>> tx = optax.chain(mo.watch_moments(mo.arithmetic()), optax.adam(0.1))
-    >>> params = jnp.zeros(2)
-    >>> state = tx.init(params)
-    >>> for gradient in ([3.0, 1.0], [5.0, 1.0]):
-    ...     updates, state = tx.update(jnp.asarray(gradient), state, params)
-    >>> print(optax.tree.get(state, "RunningMomentsState").mean)
-    [4. 1.]
-    """
-    moments = running_moments(weighting)
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        _, state = moments.update(updates, state, params, **extra_args)
-        return updates, state
-
-    return dependable(optax.GradientTransformationExtraArgs(moments.init, update))
 
 
 @functools.partial(
@@ -144,14 +91,14 @@ def signal_to_noise(
     {'loud': 16.6, 'quiet': 0.0}
     """
     _checks.check_flags(details=details)
-    found = _find(state, stacked)
+    found = _signal.find(state, stacked)
 
     def ratio(signal: jax.Array, noise: jax.Array) -> jax.Array:
         return _if(found.is_enough, jnp.sqrt(_quotient(jnp.maximum(0, signal), noise)))
 
     value = jax.tree.map(ratio, found.signal, found.noise)
     if details:
-        return found.reading(value)
+        return _reading(value, found)
     found.check_steps()
     return value
 
@@ -199,7 +146,7 @@ def noise_scale(state: optax.OptState, *, details: bool = False) -> Any:
     Source: McCandlish et al., *An Empirical Model of Large-Batch Training* (2018), equation 2.9.
     """
     _checks.check_flags(details=details)
-    found = _find(state)
+    found = _signal.find(state)
     signal, noise = (
         jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree))), float)
         for tree in (found.signal, found.noise)
@@ -207,7 +154,7 @@ def noise_scale(state: optax.OptState, *, details: bool = False) -> Any:
     has_answer = (signal > 0) | (noise == 0)
     value = _if(found.is_enough & has_answer, _quotient(noise, signal))
     if details:
-        return found.reading(value)
+        return _reading(value, found)
     found.check_steps()
     if not _compat.is_tracer(has_answer) and not has_answer:
         raise ValueError(
@@ -217,101 +164,8 @@ def noise_scale(state: optax.OptState, *, details: bool = False) -> Any:
     return value
 
 
-class _Found(NamedTuple):
-    """Signal and noise of each layer, and where they come from.
-
-    Attributes:
-      signal: the squared length of the gradient without noise; it may be negative, by chance.
-      noise: the variance of one batch's gradient.
-      source: as in `Reading`; the others likewise.
-      is_enough: whether there are enough steps to say anything.
-      remedy: what to do where that is not so, or no signal is found.
-    """
-
-    signal: Any
-    noise: Any
-    source: str
-    steps: jax.Array
-    examples: jax.Array | None
-    is_enough: jax.Array
-    remedy: str
-
-    def reading(self, value: Any) -> Reading:
-        return Reading(value, self.source, self.steps, self.examples)
-
-    def check_steps(self) -> None:
-        if not _compat.is_tracer(self.is_enough) and not self.is_enough:
-            raise ValueError(f"There are not enough steps to read the noise from. {self.remedy}")
-
-
-_WATCH = (
-    "The moments over steps lose the signal where the optimizer answers the noise of one gradient "
-    "by the next: compare gradients within each step, by `watch_noise`."
-)
-_WAIT = "Average over more steps, or take larger batches. (A batch of one example tells nothing.)"
-
-
-def _find(state: optax.OptState, stacked: Selection = ()) -> _Found:
-    layers = selection.layers(stacked)
-    watched = _nodes_of(state, WatchNoiseState)
-    if not watched:
-        moments = _nodes_of(state, RunningMomentsState)
-        return _over_steps(_one_of(moments, "the moments of the gradients", "watch_noise"), layers)
-    if stacked != ():
-        raise ValueError(
-            "`stacked` must be given to `watch_noise` itself, where that is in the chain: its "
-            "state has one pair of numbers for each layer."
-        )
-    return _within_steps(_one_of(watched, "the noise of the batches", "watch_noise"))
-
-
-def _within_steps(state: WatchNoiseState) -> _Found:
-    _check_whole(state.square_length)
-    observations, rho, examples = map(_number, state[:3])
-    is_enough = observations > 0
-    return _Found(
-        signal=jax.tree.map(_layers, state.square_length),
-        noise=jax.tree.map(lambda v: _layers(v) / jnp.maximum(examples, 1), state.variance),
-        source="within steps",
-        steps=jnp.where(is_enough, 1 / rho, 0),
-        examples=examples,
-        is_enough=is_enough,
-        remedy=_WAIT,
-    )
-
-
-def _over_steps(state: RunningMomentsState, layers: paths.PerLeaf) -> _Found:
-    _check_whole(state.mean)
-    layers.check(state.mean)
-    rho = _number(state.sum_of_squared_weights)
-
-    def signal_and_noise(name: str, moments: Moments) -> tuple[jax.Array, jax.Array]:
-        shape = jax.ShapeDtypeStruct(moments.mean.shape, moments.mean.dtype)
-        return _signal_and_noise(moments, layers.at(name, shape))
-
-    pairs = jax.tree.map(signal_and_noise, paths.path_names(state.mean), moments_in(state))
-    signal, noise = (
-        jax.tree.map(lambda _, pair, i=i: pair[i], state.mean, pairs) for i in range(2)
-    )
-    return _Found(
-        signal=signal,
-        noise=noise,
-        source="over steps",
-        steps=jnp.where(rho < 1, 1 / rho, _number(state.observations)),
-        examples=None,
-        is_enough=rho < 1,
-        remedy=_WATCH,
-    )
-
-
-def _signal_and_noise(moments: Moments, rows: bool = False) -> tuple[jax.Array, jax.Array]:
-    axes = tuple(range(1, moments.mean.ndim)) if rows else None
-
-    def total(x: jax.Array) -> jax.Array:
-        return arrays.saturate(jnp.sum(x, axis=axes))
-
-    signal = total(square(moments.mean)) - total(moments.variance_of_mean)
-    return signal, total(moments.variance)
+def _reading(value: Any, found: _signal.Found) -> Reading:
+    return Reading(value, found.source, found.steps, found.examples)
 
 
 def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -321,35 +175,3 @@ def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def _if(condition: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.where(condition, value, jnp.nan)
-
-
-def _layers(kept: jax.Array) -> jax.Array:
-    """What is kept of a leaf: a number, or one for each of the layers in it."""
-    return kept.ravel() if kept.ndim else kept
-
-
-def _number(kept: Any) -> jax.Array:
-    """A number that all leaves share; Flax NNX boxes what it holds."""
-    (number,) = jax.tree.leaves(kept)
-    return jnp.asarray(number)
-
-
-def _nodes_of(state: optax.OptState, kind: type) -> list[Any]:
-    def is_found(node: Any) -> bool:
-        return isinstance(node, kind)
-
-    return [node for node in jax.tree.leaves(state, is_leaf=is_found) if is_found(node)]
-
-
-def _one_of(nodes: list[Any], what: str, link: str) -> Any:
-    if len(nodes) != 1:
-        raise ValueError(
-            f"`state` must keep {what} in one place (see `{link}`), "
-            f"got a state that keeps them in {len(nodes)}."
-        )
-    return nodes[0]
-
-
-def _check_whole(tree: Any) -> None:
-    for leaf in jax.tree.leaves(tree):
-        mesh_axes.check_whole(leaf, "Read the state outside of `shard_map`.")

@@ -565,8 +565,10 @@ def state_that_widens(original, gradient, before, after):
 
 
 @mutant("wrappers.kept_in", "kept_in", f"{WRAPPERS} -k kept_in")
-def kept_in_narrows_the_sum_of_squared_weights(original, inner, dtype, *options, **named):
-    kept = original(inner, dtype, *options, **named)
+def kept_in_narrows_the_sum_of_squared_weights(
+    original, inner, dtype, rounding="nearest", *, seed=0, exclude=(), specs=None
+):
+    kept = original(inner, dtype, rounding, seed=seed, exclude=exclude, specs=specs)
     rule = rules.rule_of(inner)
     if dtype is None or rule.needs_tree:
         return kept
@@ -883,13 +885,13 @@ def optaxs_state_replicated_under_jit(original, transformation, params):
 # What is read from a state.
 
 
-@mutant("diagnostics", "_signal_and_noise", f"{DIAGNOSTICS} -k divided_into_leaves")
+@mutant("_signal", "_signal_and_noise", f"{DIAGNOSTICS} -k divided_into_leaves")
 def signal_of_each_leaf_for_itself(original, moments, rows=False):
     signal, noise = original(moments, rows)
     return jnp.maximum(0, signal), noise
 
 
-@mutant("diagnostics", "_signal_and_noise", f"{DIAGNOSTICS} -k noise_alone")
+@mutant("_signal", "_signal_and_noise", f"{DIAGNOSTICS} -k noise_alone")
 def signal_with_its_noise(original, moments, rows=False):
     none = jnp.zeros_like(moments.variance_of_mean)
     return original(moments._replace(variance_of_mean=none), rows)
@@ -909,8 +911,9 @@ def variance_of_too_many(original, gradient, squares, over_others):
 
 
 @mutant("pieces.watch_noise", "_observe", f"{BATCH_VARIANCE} -k linear_model")
-def length_with_its_noise(original, shared, *args, **kwargs):
-    return original(shared._replace(over_size=0 * shared.over_size), *args, **kwargs)
+def length_with_its_noise(original, shared, gradient, state, param, rows=False):
+    without = shared._replace(over_size=0 * shared.over_size)
+    return original(without, gradient, state, param, rows)
 
 
 @mutant("microbatches", "_plus", f"{BATCH_VARIANCE} -k any_sizes")
@@ -919,9 +922,9 @@ def microbatch_counts_in_full(original, squares, weight, away):
 
 
 @mutant("microbatches", "Microbatches.result", f"{BATCH_VARIANCE} -k any_sizes")
-def microbatches_taken_for_examples(original, batch):
-    gradient, extra = original(batch)
-    squares = extra["sum_sq_diff_grads"] * batch.count / batch.examples
+def microbatches_taken_for_examples(original, self):
+    gradient, extra = original(self)
+    squares = extra["sum_sq_diff_grads"] * self.count / self.examples
     return gradient, {**extra, "sum_sq_diff_grads": squares}
 
 
