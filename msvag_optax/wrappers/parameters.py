@@ -128,7 +128,10 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     training in float32 whose gradients are taken at rounded parameters.
 
     As `rounded_parameters`, it stands outermost, and its float32 updates are made for
-    `optax.apply_updates`. Parameters in float32 or wider have no copy, and stay as they are.
+    `optax.apply_updates`, which gives exactly :math:`p_t`; but where a step takes a parameter to
+    less than :math:`2^{-12}` of its size, no float32 may give that when it is added, and the
+    parameter is off by up to :math:`2^{-24}` of what it was, until the next step. Parameters in
+    float32 or wider have no copy, and stay as they are.
 
     Args:
       inner: any transformation to updates, such as an optimizer.
