@@ -219,7 +219,11 @@ def _keep(gradient: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array
     if after.shape != before.shape and before.shape == gradient.shape:
         raise mismatch.ReturnedStateError((after.shape, before.shape))
     mismatch.check_kept(gradient, after, before)
-    return arrays.narrow(after, before.dtype) if arrays.is_inexact(before) else after
+    if arrays.is_inexact(before):
+        return arrays.narrow(after, before.dtype)
+    if jnp.issubdtype(after.dtype, jnp.inexact):
+        raise mismatch.ReturnedTypeError((after.dtype, before.dtype))
+    return after.astype(before.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -246,4 +250,9 @@ def _own_kernel(layout: Layout, makes_updates: bool, treedef: Any) -> Callable[.
 
 
 def _shard_like(x: Any, param: Any) -> Any:
-    return jax.tree.map(lambda leaf: arrays.shard_like(leaf, param), x)
+    """What is kept of a parameter, sharded like it, and never the parameter itself.
+
+    A step that is given both to overwrite could not.
+    """
+    own = jax.tree.map(lambda leaf: jnp.copy(leaf) if leaf is param else leaf, x)
+    return jax.tree.map(lambda leaf: arrays.shard_like(leaf, param), own)

@@ -56,6 +56,15 @@ class ReturnedStateError(LeafError):
     )
 
 
+class ReturnedTypeError(LeafError):
+    """A state that a leaf has returned in another kind of dtype; `what` has that and its own."""
+
+    sentence = (
+        "For {name!r} the `leaf` of a piece has returned a state of {what[0]}, and was given "
+        "{what[1]}."
+    )
+
+
 class NoUpdateError(LeafError):
     """What came out has not the gradient's shape; `what` says what it has, and that shape."""
 

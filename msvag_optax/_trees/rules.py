@@ -22,6 +22,10 @@ class Estimator(Piece):
     """A piece whose output is an estimate, such as a variance, and not an update."""
 
 
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """A transformation whose updates are to be added, and point downhill."""
+
+
 @exportable
 class OwnCountState(NamedTuple):
     """What a piece on a schedule remembers where nobody hands it a count.

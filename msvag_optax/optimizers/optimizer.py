@@ -9,9 +9,9 @@ import optax
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch
 from msvag_optax._trees.exportable import exportable
-from msvag_optax._trees.rules import on_given_count, rule_of
+from msvag_optax._trees.rules import Optimizer, on_given_count, rule_of
 from msvag_optax._trees.selection import Selection
-from msvag_optax.pieces.chain import chain, check_is_no_estimator
+from msvag_optax.pieces.chain import chain, check_is_direction
 from msvag_optax.pieces.decay import add_decayed_weights
 from msvag_optax.pieces.rates import scale_by_learning_rate
 from msvag_optax.wrappers.gradientless import skip_gradientless
@@ -28,10 +28,6 @@ class OptimizerState(NamedTuple):
 
     count: jax.Array
     links: Any
-
-
-class _Optimizer(optax.GradientTransformationExtraArgs):
-    """What `optimizer` returns, so that it is not taken for a direction."""
 
 
 @_checks.without_mask
@@ -81,13 +77,7 @@ def optimizer(
     >>> print(optax.apply_updates(params, updates))  # 2 - 0.1 (1 + 0.5 * 2), -2 - 0.1 (1 - 0.5 * 2)
     [ 1.8 -2. ]
     """
-    _checks.check_transformation("direction", direction)
-    if isinstance(direction, _Optimizer):
-        raise TypeError(
-            "`direction` must point uphill, and got an optimizer, whose updates point downhill: "
-            "give its direction, such as `optax.scale_by_adam()`, or use the optimizer as it is."
-        )
-    check_is_no_estimator("direction", direction)
+    check_is_direction(direction)
     links = chain(
         direction=direction,
         decay=add_decayed_weights(weight_decay, exclude_from_weight_decay),
@@ -115,4 +105,4 @@ def optimizer(
             raise
         return updates, OptimizerState(arrays.increment(state.count), new_links)
 
-    return _Optimizer(init, update)
+    return Optimizer(init, update)

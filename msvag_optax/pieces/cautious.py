@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from msvag_optax import _checks
 from msvag_optax._trees.rules import Piece
+from msvag_optax.pieces.chain import check_is_direction
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.wrappers.dependable import dependable
 
@@ -26,13 +26,14 @@ def cautious(direction: optax.GradientTransformation) -> Piece:
     device counts the elements that it holds.
 
     Args:
-      direction: any transformation of the gradients, without a learning rate.
+      direction: any transformation of the gradients that points uphill, as they do, without a
+        learning rate: `optax.scale_by_adam()`, say, and not `optax.adam(0.1)`.
 
     Returns:
       A transformation whose update has the gradient's dtype.
 
     Raises:
-      TypeError: if `direction` is no gradient transformation.
+      TypeError: if `direction` is no gradient transformation, an estimator, or an optimizer.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
@@ -47,7 +48,7 @@ def cautious(direction: optax.GradientTransformation) -> Piece:
     whose :math:`\xi` is 1, as there. Many programs divide by the mean of the mask, and by no less
     than 1e-3: the same up to that 1 where much is kept.
     """
-    _checks.check_transformation("direction", direction)
+    check_is_direction(direction)
     return dependable(from_estimates(_agreeing, direction=direction))
 
 

@@ -13,7 +13,7 @@ from msvag_optax import _checks
 from msvag_optax._trees import arrays, driver, layout, partials
 from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.layout import Parts
-from msvag_optax._trees.rules import Estimator, Piece, combined, from_rule, rule_of
+from msvag_optax._trees.rules import Estimator, Optimizer, Piece, combined, from_rule, rule_of
 from msvag_optax.wrappers.dependable import dependable
 
 
@@ -67,6 +67,17 @@ def check_is_no_estimator(name: str, link: Any) -> None:
         raise TypeError(
             f"`{name}` must be a transformation to updates, got an estimator: an estimate is made "
             "an update by `from_estimates`."
+        )
+
+
+def check_is_direction(direction: Any) -> None:
+    """Raises unless the argument `direction` makes updates, and may point uphill."""
+    _checks.check_transformation("direction", direction)
+    check_is_no_estimator("direction", direction)
+    if isinstance(direction, Optimizer):
+        raise TypeError(
+            "`direction` must point uphill, and got an optimizer, whose updates point downhill: "
+            "give its direction, such as `optax.scale_by_adam()`, or use the optimizer as it is."
         )
 
 

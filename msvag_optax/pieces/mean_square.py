@@ -92,7 +92,7 @@ def adam_mini_axes(
     Raises:
       TypeError: if `heads` is no integer; as part of `init`, if a query or key has two axes and
         there are no `heads`.
-      ValueError: if `heads` is less than 1.
+      ValueError: if `heads` is less than 1, or, as part of `init`, divides no query or key.
 
     >>> import jax
     >>> import msvag_optax as mo
@@ -120,6 +120,11 @@ def adam_mini_axes(
             raise TypeError(
                 f"`adam_mini_axes` needs `heads` for {name!r} of shape {shape.shape}: it shows no "
                 "axis of heads."
+            )
+        if shape.shape[1] % heads:
+            raise ValueError(
+                f"`heads` must divide the last axis of {name!r}, of shape {shape.shape}, "
+                f"got {heads}."
             )
         return {0: shape.shape[0], 1: shape.shape[1] // heads}
 
@@ -163,10 +168,13 @@ def _lengths(
 ) -> tuple[int, ...]:
     if blocks is None:
         return shape
-    lengths = [1] * len(shape)
+    lengths, taken = [1] * len(shape), set()
     for axis, length in blocks.items():
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"`axes` has {axis}, and {name!r} of shape {shape} has no such axis.")
+        if axis % len(shape) in taken:
+            raise ValueError(f"`axes` has an axis of {name!r} of shape {shape} twice: {axis}.")
+        taken.add(axis % len(shape))
         lengths[axis] = shape[axis] if length is None else length
         if shape[axis] % max(lengths[axis], 1):
             raise ValueError(

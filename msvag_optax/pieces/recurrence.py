@@ -20,7 +20,7 @@ class RecurrenceState(NamedTuple):
     """What `recurrence` remembers.
 
     Attributes:
-      memory: a tree like the parameters, with the memory of each in its place.
+      memory: a tree like the parameters, or several in the structure of `start`.
     """
 
     memory: Any
@@ -42,8 +42,8 @@ def recurrence(
       step: a pure function of the arrays of one leaf, `(memory, gradient) -> memory`, in float32 or
         wider. It keeps the structure and the shapes of the memory.
       start: the memory before the first gradient: a number, with which an array of the parameter's
-        shape is filled; a tuple, NamedTuple or dict of numbers, for several arrays; or a function
-        of one parameter that returns the memory, where its shape is another.
+        shape is filled, or a function of one parameter that returns an array; or, for several
+        arrays, a tuple, NamedTuple or dict of such.
 
     Returns:
       An estimator whose estimate is the memory.
@@ -63,25 +63,23 @@ def recurrence(
     [2. 3.]
     """
     _checks.check_function("step", step, "of memory and gradient", "memory", "gradient")
-    if callable(start):
-        _checks.check_function("start", start, "of one parameter, or numbers", "param")
-        begin = start
-    else:
-        begin = Partial(_filled, jax.tree.map(_check_start, start))
+    starts, structure = jax.tree.flatten(start)
+    begins = [_begin(one) for one in starts]
 
     def init(params: optax.Params) -> RecurrenceState:
-        return RecurrenceState(jax.tree.map(begin, params))
+        # Trees in a structure, and not structures in a tree: so each array has its own parameter.
+        return RecurrenceState(structure.unflatten([jax.tree.map(b, params) for b in begins]))
 
     leaf = partials.bind(_move, step)
     return piece(init, leaf, read=_read, estimates=True)
 
 
-def _check_start(value: Any) -> Any:
-    return _checks.number("start", value, "(-inf, inf)")
-
-
-def _filled(numbers: Any, param: jax.Array) -> Any:
-    return jax.tree.map(lambda number: jnp.full_like(param, number), numbers)
+def _begin(start: Any) -> Callable[[jax.Array], jax.Array]:
+    if callable(start):
+        _checks.check_function("start", start, "of one parameter, or numbers", "param")
+        return start
+    number = _checks.number("start", start, "(-inf, inf)")
+    return lambda param: jnp.full_like(param, number)
 
 
 def _move(

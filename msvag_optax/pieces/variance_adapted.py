@@ -4,6 +4,7 @@ import jax
 import optax
 
 from msvag_optax import _checks
+from msvag_optax.pieces.chain import check_is_direction
 from msvag_optax.pieces.formulas import variance_adaptation_factor
 from msvag_optax.pieces.from_estimates import from_estimates
 from msvag_optax.pieces.running_moments import Moments, running_moments
@@ -61,7 +62,7 @@ def variance_adapted(
 
     Source: Balles and Hennig, *Dissecting Adam* (2018), section 3.
     """
-    _checks.check_transformation("direction", direction)
+    check_is_direction(direction)
     _checks.check_decays(beta=beta)
     _checks.check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     _checks.check_flags(of_mean=of_mean)

@@ -1,5 +1,7 @@
 """Memories of one's own, what was before, counts, mean squares of parts, and caution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +107,8 @@ def test_recurrence_starts_where_it_is_told_and_may_have_several_arrays():
         total, largest = memory
         return total + gradient, jnp.maximum(largest, jnp.max(gradient))
 
-    several = mo.recurrence(step, lambda param: (2 * jnp.ones_like(param), jnp.zeros([])))
+    starts = (lambda param: 2 * jnp.ones_like(param), lambda param: jnp.zeros([]))
+    several = mo.recurrence(step, starts)
     (total, largest), state = run(several)
     np.testing.assert_allclose(total[-1], 2 + GRADIENTS.sum(0), rtol=1e-5)
     np.testing.assert_allclose(largest[-1], GRADIENTS.max())
@@ -113,6 +116,69 @@ def test_recurrence_starts_where_it_is_told_and_may_have_several_arrays():
     numbers = mo.recurrence(lambda memory, gradient: memory, (1, 0.5))
     estimate, _ = run(numbers)
     assert [float(x[-1, 0, 0]) for x in estimate] == [1, 0.5]
+
+
+def test_several_arrays_of_a_leaf_go_where_one_goes():
+    """In a missing gradient's step, in lazy rows, and kept in another dtype."""
+
+    def step(memory, gradient):
+        return memory[0] + gradient, memory[1] + 1
+
+    pair = mo.recurrence(step, (0.0, 0.0))
+    tx = mo.optimizer(mo.from_estimates(lambda gradient, pair: pair[0], pair=pair), 0.1)
+    params = {"w": jnp.ones((4, 2)), "b": jnp.ones(2)}
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    _, later = tx.update(params | {"b": None}, state, params)
+    for before, after in zip(*(optax.tree.get(s, "memory") for s in (state, later)), strict=True):
+        np.testing.assert_array_equal(before["b"], after["b"])
+        assert np.all(np.asarray(after["w"]) != np.asarray(before["w"]))
+    for wrapped in (mo.lazy_rows(tx), mo.kept_in(tx, jnp.bfloat16, "stochastic")):
+        wrapped.update(params, wrapped.init(params), params)
+
+
+def test_a_memory_that_starts_at_the_parameter_is_no_parameter():
+    """A step that is given both may overwrite both."""
+    start = mo.recurrence(lambda start, gradient: start, lambda param: param)
+    tx = mo.optimizer(mo.from_estimates(lambda gradient, start: start, start=start), 0.1)
+    params = jnp.ones(3)
+    state = tx.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = tx.update(jnp.ones(3), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = step(params, state)
+    np.testing.assert_allclose(params, 0.9 * np.ones(3))
+
+
+def test_a_memory_of_integers_stays_one():
+    integer = mo.recurrence(lambda n, g: n + 1, lambda param: jnp.zeros(param.shape, jnp.int32))
+    assert integer.update(jnp.ones(2), integer.init(jnp.ones(2)))[1].memory.dtype == jnp.int32
+    float_ = mo.recurrence(lambda n, g: n + g, lambda param: jnp.zeros(param.shape, jnp.int32))
+    with pytest.raises(
+        ValueError, match=r"'w' .* returned a state of float32, and was given int32"
+    ):
+        float_.update({"w": jnp.ones(2)}, float_.init({"w": jnp.ones(2)}))
+
+
+def test_an_optimizer_is_no_direction_of_another():
+    for wrap in (mo.cautious, mo.variance_adapted):
+        with pytest.raises(TypeError, match="`direction` must point uphill, and got an optimizer"):
+            wrap(mo.adamw(0.1))
+        with pytest.raises(TypeError, match="`direction` must be a transformation to updates"):
+            wrap(mo.running_moments(mo.arithmetic()))
+
+
+def test_axes_and_heads_that_cannot_be():
+    kernel = {"query": jnp.ones((4, 32))}
+    for of, message in (
+        (mo.mean_square({-1: 2, 1: 4}), "`axes` has an axis of 'query' of shape .* twice: 1"),
+        (mo.mean_square(mo.adam_mini_axes(64)), "`heads` must divide the last axis of 'query'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mo.running_average(mo.arithmetic(), of=of).init(kernel)
 
 
 def test_recurrence_keeps_float32_beside_bfloat16_parameters():
