@@ -311,7 +311,7 @@ for name, patterns in exclusions.items():
 
 show(
     helpers.exclusions(exclusion_decays, with_exclusions, f"AdamW at rate {exclusion_rate:g}"),
-    "Up to a decay of 1 the four lines lie together. At 10, the two with LayerNorm excluded stay low, "
+    "Up to a decay of 1 the four lines agree. At 10, the two with LayerNorm excluded stay low, "
     "and the two without rise steeply.",
 )
 

@@ -3,12 +3,13 @@
 #
 # Neither always: the arithmetic mean cures Adam's walk to the worst point but is slow to notice
 # that gradients have shrunk, and the sum is slower still. The place of the momentum hardly matters,
-# and for rows that are rarely seen, the shrinking steps of the sum did best.
+# and on an embedding with rarely seen rows, the shrinking steps of the sum did best.
 #
 # ![Three panels for rows of an embedding. Steps of Expectigrad have the same length however rarely
-# a row is seen if visits are counted, and grow like a root if steps are, as Adam's nearly do. Rare
-# rows have the least error with AdaGrad. The best rate moves with the batch size unless visits are
-# counted or squares are summed.](images/sum_or_average.png)
+# a row is seen if visits are counted, and grow like a root if steps are, as Adam's nearly do. The
+# rarest rows have the least error where steps are counted, most others with AdaGrad. The best rate
+# moves with the batch size for Adam and where steps are
+# counted.](images/sum_or_average.png)
 
 # %% tags=["hide-input"]
 # Runs in a checkout of the repository, and installs what is missing from there: there is no
@@ -345,7 +346,7 @@ def row_errors(name: str) -> np.ndarray:
 show(
     helpers.rare_rows(spacings, mean_lengths, visits, row_errors, learned),
     "Left, steps are equally long if visits are counted and grow like a root if steps are. Middle, "
-    "rarely seen rows have the least error with AdaGrad and with Expectigrad that counts steps. "
+    "the rarest rows have the least error where steps are counted, most others with AdaGrad. "
     "Right, the best rate moves with the batch size for Adam and where steps are counted.",
 )
 
