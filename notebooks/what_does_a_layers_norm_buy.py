@@ -324,8 +324,8 @@ for name in compared:
 
 show(
     helpers.batches(BATCHES, best_rates, at_best, at_fixed),
-    "The best rate of SGD hardly moves and those of AdamW and NovoGrad fall or rise by a grid step "
-    "or two. In large batches, NovoGrad and AdamW end level and SGD higher.",
+    "The best rates of NovoGrad and SGD rise tenfold with the batch, AdamW's twofold. In large "
+    "batches, NovoGrad and AdamW end nearly level, and SGD higher.",
 )
 
 # %% [markdown]
@@ -361,7 +361,7 @@ constant_rate = {name: outcome(make, shape=constant) for name, make in at_consta
 show(
     helpers.modes(falling_rate, constant_rate),
     "Left, grad_averaging wants a tenfold rate and a warm-up, and amsgrad ends higher than the "
-    "plain form. Right, at a constant rate amsgrad ends lowest.",
+    "plain form. Right, at a constant rate amsgrad and a long memory end lower than the plain form.",
 )
 
 # %% [markdown]
