@@ -38,8 +38,9 @@ sys.path.insert(0, str(root))
 # for six million. A large gradient is rare and right; small ones are frequent and wrong:
 #
 # $$
-# f_t(x) = \begin{cases} 1010\,x & \text{at every 101st step (online), or with probability 0.01
-# (stochastic),} \\ -10\,x & \text{otherwise,} \end{cases} \qquad x \in [-1, 1].
+# f_t(x) = \begin{cases} 1010\,x &
+# \text{at every 101st step (online), or with probability 0.01 (stochastic),} \\
+# -10\,x & \text{otherwise,} \end{cases} \qquad x \in [-1, 1].
 # $$
 #
 # One period of the online problem sums to $+10\,x$, and the stochastic one is $+0.2\,x$ in

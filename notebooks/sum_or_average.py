@@ -8,8 +8,7 @@
 # ![Three panels for rows of an embedding. Steps of Expectigrad have the same length however rarely
 # a row is seen if visits are counted, and grow like a root if steps are, as Adam's nearly do. The
 # rarest rows have the least error where steps are counted, most others with AdaGrad. The best rate
-# moves with the batch size for Adam and where steps are
-# counted.](images/sum_or_average.png)
+# moves with the batch size for Adam and where steps count.](images/sum_or_average.png)
 
 # %% tags=["hide-input"]
 # Runs in a checkout of the repository, and installs what is missing from there: there is no

@@ -361,7 +361,7 @@ constant_rate = {name: outcome(make, shape=constant) for name, make in at_consta
 show(
     helpers.modes(falling_rate, constant_rate),
     "Left, grad_averaging wants a tenfold rate and a warm-up, and amsgrad ends higher than the "
-    "plain form. Right, at a constant rate amsgrad and a long memory end lower than the plain form.",
+    "plain form. Right, at a constant rate amsgrad and a long memory end lower than it.",
 )
 
 # %% [markdown]
