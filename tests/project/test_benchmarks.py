@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import accelerator, growth, step
+from benchmarks import accelerator, growth, rounding, step
 from benchmarks.step import Eager, Row, Spread
 from benchmarks.trees import TREES, many_leaves
 
@@ -292,3 +292,27 @@ def test_a_wrong_command_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize("name", [*step.PAIRS])
 def test_a_name_is_one_word_of_the_command_line(name):
     assert re.fullmatch("[a-z-]+", name)
+
+
+@pytest.mark.slow
+def test_rounding_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 4)
+    monkeypatch.setattr(rounding, "MARKS", (2, 4))
+    monkeypatch.setattr(rounding, "SHAPES", {"kernel": (8, 8)})
+    rounding.main(["--rounds", "1", "--seeds", "2", "--output", str(tmp_path / "found")])
+    markdown = (tmp_path / "found.md").read_text()
+    assert markdown in capsys.readouterr().out
+    assert_tables_are_whole(markdown, 2)
+    assert float(re.findall(r"chances: (\S+)\.", markdown)[0]) < 3e-3
+    assert all(float(x) < 4 for x in re.findall(r"draws: (\S+) standard", markdown))
+    falls = [float(x) for x in re.findall(r"stochastic: (\S+) of float32", markdown)]
+    assert len(falls) == 2
+    assert all(abs(x - 1) < 0.02 for x in falls)
+
+
+def test_rounding_is_compiled_for_a_device(capsys, monkeypatch):
+    monkeypatch.setattr(rounding, "SHAPES", {"kernel": (256, 256)})
+    rounding.main(["--device", "cpu"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[4:]]
+    # Of the rows of bfloat16, as many passes whichever the rounding.
+    assert rows[1][1].strip() == rows[2][1].strip()
