@@ -128,7 +128,10 @@ def time_lines(rounds: int) -> Iterator[str]:
         steps = [stepping(make(tx), params, tx.init(params), gradients) for tx in txs]
         seconds = interleave(steps, rounds)
         columns += [[spread(found, seconds[i]).median for found in seconds] for i in (0, 1)]
-    yield "| moments | step, over float32 | over nearest | not donated, over float32 | nearest |"
+    heads = [
+        f"{how}over {what}" for how in ("", "not donated, ") for what in ("float32", "nearest")
+    ]
+    yield "| moments | " + " | ".join(heads) + " |"
     yield "| --- | --- | --- | --- | --- |"
     for name, *ratios in zip(MOMENTS, *columns, strict=True):
         yield f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"
