@@ -172,7 +172,7 @@ def _train(
         extra = {"variances": jax.tree.map(lambda g: g.var(0, ddof=1) / batch, each)}
         sums, _ = share.update(mean, state, params, count=count, **extra)
         direction, state = tx.update(mean, state, params, count=count, **extra)
-        within, over = sum(jax.tree.leaves(sums))
+        within, over = jnp.sum(jnp.stack(jax.tree.leaves(sums)), axis=0)
         return (jax.tree.map(lambda p, d: p - rate * d, params, direction), state), within / over
 
     params = init(key)
