@@ -89,6 +89,10 @@ _INSTEAD = {
     "adapted_direction": "`variance_adapted`",
     "adapted_direction_of_mean": "`variance_adapted(..., of_mean=True)`",
     **{
+        name: f"`import msvag_optax.{name}`, a module of its own"
+        for name in ("compare", "problems", "testing")
+    },
+    **{
         name: _BY_NAME.format(name)
         for name in (
             "BiasCorrectedState",

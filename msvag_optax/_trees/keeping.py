@@ -10,8 +10,8 @@ import optax
 
 from msvag_optax._trees import arrays, layout, paths
 from msvag_optax._trees.rounding import Chances, check_drawable, draw
+from msvag_optax.pieces.around import RunningMaxState
 
-MAXIMA = {"maximum"}  # the field of `running_max`
 NOT_APART = (
     "`inner` must keep trees like the parameters', as `optax.tree.map_params` finds them in a state"
 )
@@ -20,9 +20,26 @@ NOT_APART = (
 class Located:
     """An array of the state, and where it is: a leaf of trees."""
 
-    def __init__(self, path: str, x: jax.Array) -> None:
-        """Takes the array and its path."""
-        self.path, self.x = path, x
+    def __init__(self, path: str, x: jax.Array, is_maximum: bool) -> None:
+        """Takes the array, its path, and whether it is what `running_max` keeps."""
+        self.path, self.x, self.is_maximum = path, x, is_maximum
+
+
+def located(state: Any) -> Any:
+    """The state, with what is known of it at each array."""
+    return jax.tree.map(Located, paths.path_names(state), state, _maxima(state))
+
+
+def _maxima(state: Any) -> Any:
+    """Which arrays are maxima: the type tells, since a name may be a parameter's too."""
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, RunningMaxState):
+            return False
+        maximum = jax.tree.map(lambda _: True, node.maximum)
+        return RunningMaxState(maximum, _maxima(node.inner_state))
+
+    return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, RunningMaxState))
 
 
 @jax.tree_util.register_static
@@ -50,7 +67,7 @@ class Keeping:
 
     def draw(self, place: Located, *chance: Any) -> jax.Array:
         """An array of the state in the dtype, rounded by chance unless it is a maximum."""
-        if not MAXIMA.isdisjoint(place.path.split("/")):
+        if place.is_maximum:
             return arrays.narrow(place.x, self.dtype)
         return draw(place.x, self.dtype, *chance)
 
@@ -142,7 +159,7 @@ def map_kept(
     return optax.tree.map_params(
         init,
         change,
-        paths.map_with_name(Located, state),
+        located(state),
         *rest,
         transform_non_params=lambda shared: jax.tree.map(lambda place: place.x, shared),
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),

@@ -1,6 +1,7 @@
 """Trees that do not fit one another: each is refused in a sentence, which names a parameter."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,6 +73,10 @@ class NoUpdateError(LeafError):
         "The update of {name!r} has {what[0]}, its gradient has shape {what[1]}: an estimate is "
         "made an update by `from_estimates`."
     )
+
+
+class ForeignStateError(ValueError):
+    """A state that another optimizer has made."""
 
 
 def check_kept(gradient: jax.Array, observed: jax.Array, kept: jax.Array) -> None:
@@ -174,10 +179,27 @@ def check_fits_state(
             raise LeafMismatchError((shape, jnp.shape(kept)), name)
 
 
-def check_state_belongs(
+@contextlib.contextmanager
+def own_state(
+    state: Any, own_type: type, init: Callable[[Any], Any], params: Any
+) -> Iterator[None]:
+    """Says of what fails inside that the state is foreign, if it is.
+
+    It is asked only then, since the answer takes time.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _check_state_belongs(state, own_type, init, params, error)
+        raise
+
+
+def _check_state_belongs(
     state: Any, own_type: type, init: Callable[[Any], Any], params: Any, error: Exception
 ) -> None:
     """Raises, because of `error`, if the state has another structure than what `init` makes."""
+    if not any(map(arrays.is_inexact, jax.tree.leaves(params))):
+        return  # Nothing here would have a state, whosever it is: the gradients are all None, say.
     try:
         held, own = _skeleton(state), _skeleton(jax.eval_shape(init, params))
     except (TypeError, ValueError):
@@ -189,7 +211,7 @@ def check_state_belongs(
         what = f"it has lost its types (it is a {type(state).__name__})"
     else:
         return
-    raise ValueError(
+    raise ForeignStateError(
         f"The state is not one of this optimizer and these parameters: {what}. Restore a "
         "checkpoint into the state that `init` of the optimizer that saved it makes."
     ) from error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from msvag_optax._trees import arrays, driver, layout, paths
+from msvag_optax._trees import arrays, driver, layout, mismatch, paths
 from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.layout import Parts
@@ -69,8 +69,10 @@ class _OnOwnCount:
     def __call__(
         self, updates: Any, state: OwnCountState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, OwnCountState]:
-        extra_args["count"] = state.count
-        updates, inner_state = self._driver(updates, state.inner_state, params, **extra_args)
+        like = updates if params is None else params
+        with mismatch.own_state(state, OwnCountState, self.init, like):
+            extra_args["count"] = state.count
+            updates, inner_state = self._driver(updates, state.inner_state, params, **extra_args)
         return updates, OwnCountState(arrays.increment(state.count), inner_state)
 
 

@@ -95,14 +95,10 @@ def optimizer(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, OptimizerState]:
-        try:
+        like = updates if params is None else params
+        with mismatch.own_state(state, OptimizerState, init, like):
             extra_args["count"] = state.count
             updates, new_links = inner.update(updates, state.links, params, **extra_args)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # Asked only now, since the answer takes time.
-            given = updates if params is None else params
-            mismatch.check_state_belongs(state, OptimizerState, init, given, error)
-            raise
         return updates, OptimizerState(arrays.increment(state.count), new_links)
 
     return Optimizer(init, update)

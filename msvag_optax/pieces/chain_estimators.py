@@ -7,6 +7,7 @@ import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays
+from msvag_optax._trees.rules import Estimator
 
 
 def chain_estimators(
@@ -68,4 +69,4 @@ def chain_estimators(
             states.append(link_state)
         return updates, tuple(states)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Estimator(init, update)

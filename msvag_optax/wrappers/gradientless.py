@@ -86,6 +86,8 @@ def _update(
     """`inner.update`, where updates that do not fit the state fail with a sentence."""
     try:
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
+    except mismatch.ForeignStateError:
+        raise
     except (TypeError, ValueError):
         mismatch.check_fits_state(inner, updates, state)
         raise

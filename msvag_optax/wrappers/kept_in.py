@@ -9,13 +9,14 @@ import optax
 from jax.tree_util import Partial
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, partials, paths, rules
+from msvag_optax._trees import arrays, mismatch, partials, paths, rules
 from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.keeping import (
     Keeping,
     Located,
     check_can_be_taken_apart,
     keeping_of,
+    located,
     map_kept,
     narrow_init_of,
 )
@@ -39,7 +40,7 @@ def kept_in(
 
     The state is widened on the way in and rounded on the way out, so that only what is remembered
     from step to step loses digits, and nothing that is computed. What all leaves share, integers
-    and complex arrays stay as they are.
+    and complex arrays stay as they are. Updates have the dtypes of the gradients.
 
     Rounded to the nearest number, an average whose newest weight is below :math:`2^{-9}` (bfloat16)
     or :math:`2^{-12}` (float16) stops moving: each of its steps is rounded away. With
@@ -155,12 +156,12 @@ def _rounded(
 ) -> tuple[Any, Any]:
     key, inner_shared = shared
     update, state = leaf(inner_shared, gradient, state, param)
-    located, treedef = jax.tree.flatten(paths.map_with_name(Located, state))
+    places, treedef = jax.tree.flatten(located(state))
     kept = [
         keeping.draw(place, key, array_number(place.path) ^ number, cut)
         if keeping.keeps(place, gradient)
         else place.x
-        for place in located
+        for place in places
     ]
     return update, treedef.unflatten(kept)
 
@@ -184,8 +185,8 @@ def _nearest(
     ) -> tuple[optax.Updates, optax.OptState]:
         with arrays.standard_promotion():
             wide = _widened(inner.init, state)
-            updates, state = inner.update(updates, wide, params, **extra_args)
-            return updates, map_kept(narrow, inner.init, state)
+            new, state = inner.update(updates, wide, params, **extra_args)
+            return _in_dtypes_of(updates, new, inner), map_kept(narrow, inner.init, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -205,7 +206,6 @@ def _by_chance(
         **extra_args: Any,
     ) -> tuple[optax.Updates, OwnCountState]:
         like = updates if params is None else params
-        key = chances.key_of_step(state.count)
 
         def narrow(place: Located, name: str, param: Any) -> jax.Array:
             if not keeping.keeps(place, param):
@@ -213,14 +213,34 @@ def _by_chance(
             cut = chances.slices_of(name, arrays.shape_of(param))
             return keeping.draw(place, key, array_number(place.path), cut)
 
-        with arrays.standard_promotion():
+        with mismatch.own_state(state, OwnCountState, init, like), arrays.standard_promotion():
+            key = chances.key_of_step(state.count)
             wide = _widened(inner.init, state.inner_state)
-            updates, inner_state = inner.update(updates, wide, params, **extra_args)
+            new, inner_state = inner.update(updates, wide, params, **extra_args)
             names = paths.path_names(like)
             inner_state = map_kept(narrow, inner.init, inner_state, names, like)
-        return updates, OwnCountState(arrays.increment(state.count), inner_state)
+        count = arrays.increment(state.count)
+        return _in_dtypes_of(updates, new, inner), OwnCountState(count, inner_state)
 
     return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _in_dtypes_of(gradients: optax.Updates, new: Any, inner: Any) -> Any:
+    """The updates in the gradients' dtypes, which a wide state has widened; an estimate stays."""
+    same_tree = jax.tree.structure(gradients) == jax.tree.structure(new)
+    if isinstance(inner, rules.Estimator) or not same_tree:
+        return new
+
+    def narrow(gradient: Any, update: Any) -> Any:
+        is_update = (
+            arrays.is_inexact(gradient)
+            and arrays.is_inexact(update)
+            and arrays.shape_of(gradient) == arrays.shape_of(update)
+            and jnp.iscomplexobj(gradient) == jnp.iscomplexobj(update)
+        )
+        return arrays.narrow(update, arrays.dtype_of(gradient)) if is_update else update
+
+    return jax.tree.map(narrow, gradients, new)
 
 
 def _widened(init: Callable[[Any], Any], state: Any) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, paths
+from msvag_optax._trees import arrays, mismatch, paths
 from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rounding import (
     Chances,
@@ -35,8 +35,10 @@ def rounded_parameters(
 
     It stands outermost: its updates are float32, and are made for `optax.apply_updates`, which adds
     them and gives exactly :math:`p_t`. What is between it and the parameters, such as a link of
-    `optax.chain`, would spoil that; what accumulates or drops steps belongs inside. `inner` is
-    given gradients and parameters in float32. Parameters in float32 or wider stay as they are.
+    `optax.chain`, would spoil that; what accumulates or drops steps belongs inside, such as
+    `optax.apply_if_finite`, which fails around it, where updates must have the gradients' dtypes.
+    `inner` is given gradients and parameters in float32. Parameters in float32 or wider stay as
+    they are.
 
     Args:
       inner: any transformation to updates, such as an optimizer.
@@ -76,14 +78,13 @@ def rounded_parameters(
 
     def init(params: optax.Params) -> OwnCountState:
         _check_dtypes(params)
-        paths.map_with_name(lambda name, p: chances.slices_of(name, p.shape), params)
+        paths.map_with_name(lambda name, p: chances.slices_of(name, arrays.shape_of(p)), params)
         return OwnCountState(jnp.zeros([], jnp.int32), inner.init(_widened(params)))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, OwnCountState]:
         params = _given(params)
-        key = chances.key_of_step(state.count)
 
         def move(name: str, param: jax.Array, step: jax.Array) -> jax.Array:
             if not _is_low(param):
@@ -94,7 +95,9 @@ def rounded_parameters(
             new = draw(wide + arrays.widen(step), param.dtype, key, number, cut)
             return arrays.widen(new) - wide
 
-        with arrays.standard_promotion():
+        own_state = mismatch.own_state(state, OwnCountState, init, params)
+        with own_state, arrays.standard_promotion():
+            key = chances.key_of_step(state.count)
             steps, inner_state = inner.update(
                 _widened(updates), state.inner_state, _widened(params), **extra_args
             )
@@ -109,7 +112,7 @@ class MasterCopyState(NamedTuple):
     """What `master_copy` remembers.
 
     Attributes:
-      copy: the parameters that have low precision, in float32.
+      copy: the parameters, in float32 or wider.
       inner_state: the state of the transformation.
     """
 
@@ -127,18 +130,19 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     and :math:`\mathrm{N}` rounds to nearest. The copy costs four bytes a parameter, and follows a
     training in float32 whose gradients are taken at rounded parameters.
 
-    As `rounded_parameters`, it stands outermost, and its float32 updates are made for
-    `optax.apply_updates`, which gives exactly :math:`p_t`; but where a step takes a parameter to
-    less than :math:`2^{-12}` of its size, no float32 may give that when it is added, and the
-    parameter is off by up to :math:`2^{-24}` of what it was, until the next step. Parameters in
-    float32 or wider have no copy, and stay as they are.
+    As `rounded_parameters`, it stands outermost, with `optax.apply_if_finite` inside, and its
+    float32 updates are made for `optax.apply_updates`, which gives exactly :math:`p_t`; but where
+    a step takes a parameter to less than :math:`2^{-12}` of its size, no float32 may give that when
+    it is added, and the parameter is off by up to :math:`2^{-24}` of what it was, until the next
+    step. Parameters in float32 or wider stay as they are. They have a copy as well, which is not
+    read: it makes the copy a tree like the parameters, which sharding and checkpoints need.
 
     Args:
       inner: any transformation to updates, such as an optimizer.
 
     Returns:
       The transformation. Its `update` needs `params`. `optax.tree.get(state, "copy")` has the copy,
-      with `optax.MaskedNode()` in place of the parameters that need none.
+      a tree of parameters in float32.
 
     Raises:
       TypeError: if `inner` is no transformation; in `update`, under
@@ -164,21 +168,23 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
     def init(params: optax.Params) -> MasterCopyState:
         _check_dtypes(params)
-        copy = jax.tree.map(lambda p: arrays.widen(p) if _is_low(p) else optax.MaskedNode(), params)
+        # Arrays of their own, since parameters and state may be donated together.
+        copy = jax.tree.map(lambda p: jnp.array(arrays.widen(p)), params)
         return MasterCopyState(copy, inner.init(_widened(params)))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, MasterCopyState]:
         params = _given(params)
-        with arrays.standard_promotion():
-            exact = jax.tree.map(lambda p, c: c if _is_low(p) else p, params, state.copy)
+        own_state = mismatch.own_state(state, MasterCopyState, init, params)
+        with own_state, arrays.standard_promotion():
+            exact = jax.tree.map(
+                lambda p, c: c if _is_low(p) else arrays.widen(p), params, state.copy
+            )
             steps, inner_state = inner.update(
                 _widened(updates), state.inner_state, exact, **extra_args
             )
-            copy = jax.tree.map(
-                lambda p, c, step: c + step if _is_low(p) else c, params, state.copy, steps
-            )
+            copy = jax.tree.map(jnp.add, exact, steps)
             moves = jax.tree.map(_move_to, params, copy, steps)
         return moves, MasterCopyState(copy, inner_state)
 
@@ -193,7 +199,8 @@ def _move_to(param: jax.Array, copy: Any, step: jax.Array) -> jax.Array:
 
 
 def _is_low(param: Any) -> bool:
-    return arrays.wide_dtype(param.dtype) != param.dtype
+    dtype = arrays.dtype_of(param)
+    return arrays.wide_dtype(dtype) != dtype
 
 
 def _widened(tree: Any) -> Any:
@@ -202,7 +209,7 @@ def _widened(tree: Any) -> Any:
 
 def _check_dtypes(params: optax.Params) -> None:
     for param in filter(_is_low, jax.tree.leaves(params)):
-        check_drawable("A parameter's dtype", param.dtype)
+        check_drawable("A parameter's dtype", arrays.dtype_of(param))
 
 
 def _given(params: optax.Params | None) -> optax.Params:

@@ -53,6 +53,12 @@ def test_a_state_that_lost_its_types_is_refused_in_words(params):
         tx.update(params, state._asdict(), params)
 
 
+def test_gradients_that_are_all_none_need_the_parameters():
+    tx = mo.msvag(0.1)
+    with pytest.raises(ValueError, match="pass `params` to `update`"):
+        tx.update({"w": None}, tx.init({"w": jnp.ones(2)}))
+
+
 def test_other_errors_are_left_alone(params):
     tx = mo.adamw(0.1)
     with pytest.raises(ValueError, match="requires the current value of parameters"):

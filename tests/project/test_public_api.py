@@ -133,3 +133,10 @@ def test_the_demo_is_in_the_api_reference(part):
     names = api_reference.part_names(part)
     assert names
     assert all(f":: {part.__name__}.{name}\n" in reference for name in names)
+
+
+@pytest.mark.parametrize("name", ["compare", "problems", "testing"])
+def test_a_module_of_its_own_is_imported_by_its_name(name):
+    # It is an attribute as soon as anybody has imported it.
+    with pytest.raises(AttributeError, match=f"Use `import msvag_optax.{name}`"):
+        mo.__getattr__(name)

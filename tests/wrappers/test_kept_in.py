@@ -155,6 +155,31 @@ def test_our_maximum_is_the_largest_number_rounded():
     np.testing.assert_array_equal(kept, exact.astype(jnp.bfloat16))
 
 
+def test_an_average_may_be_called_maximum():
+    """It is a maximum's type, not its name, that has it rounded to nearest."""
+
+    def mean_of(estimator, params):
+        step = jax.jit(lambda _, state: estimator.update(params, state)[1])
+        state = jax.lax.fori_loop(0, 1_000, step, estimator.init(params))
+        return optax.tree.get(state, "average")["maximum"].astype(jnp.float32).mean()
+
+    average = mo.running_average(mo.exponential_from_zero(0.999))
+    params = {"maximum": jnp.ones(1_000)}
+    named = mo.from_estimates(lambda g, maximum: g, maximum=average)
+    for tx in (named, mo.optimizer(named, 0.1)):
+        assert abs(mean_of(by_chance(tx), params) - (1 - 0.999**1_000)) < 0.01
+
+
+def test_the_maximum_of_an_optimizer_is_found():
+    tx = mo.amsgrad(0.1)
+    kept = by_chance(tx)
+    wide, narrow = tx.init(PARAMS), kept.init(PARAMS)
+    _, wide = tx.update(PARAMS, wide, PARAMS)
+    _, narrow = kept.update(PARAMS, narrow, PARAMS)
+    exact, rounded = (optax.tree.get(state, "maximum") for state in (wide, narrow))
+    assert_equal(rounded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact))
+
+
 @pytest.mark.slow
 def test_another_maximum_creeps_by_less_than_a_step_unless_it_is_named():
     tx = optax.scale_by_amsgrad(b2=0.9)
@@ -297,6 +322,30 @@ def test_a_step_that_is_dropped_rounds_nothing():
     for name in ("mean", "second_moment"):
         was, now = (optax.tree.get(s, name).average["bias"] for s in (state, after))
         np.testing.assert_array_equal(now, was)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_updates_have_the_dtypes_of_gradients(rounding):
+    params = {"low": jnp.ones(4, jnp.bfloat16), "wide": jnp.ones(4)}
+    tx = optax.apply_if_finite(mo.kept_in(optax.adam(0.1), jnp.bfloat16, rounding), 3)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, params)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_an_estimate_stays_as_it_is(rounding):
+    estimator = mo.running_average(mo.exponential(0.9), of=mo.square)
+    behind = mo.chain_estimators(optax.identity(), estimator)
+    low = jnp.ones(4, jnp.bfloat16)
+    tx = mo.kept_in(behind, jnp.bfloat16, rounding)
+    estimate, _ = tx.update(low, tx.init(low))
+    assert estimate.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("inner", [mo.momentum(0.9), mo.adamw(0.1)], ids=["piece", "optimizer"])
+def test_the_state_of_what_is_inside_is_refused_in_words(inner):
+    with pytest.raises(ValueError, match=r"The state is not one of this optimizer .* it lacks"):
+        by_chance(inner).update(PARAMS, inner.init(PARAMS), PARAMS)
 
 
 LABELS = {"bias": "sgd", "kernel": "own"}

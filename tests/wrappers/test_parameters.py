@@ -117,7 +117,51 @@ def test_a_copy_adds_up_as_in_float32():
         np.testing.assert_allclose(state.copy["kernel"], wide["kernel"], rtol=1e-6)
         np.testing.assert_array_equal(params["kernel"], state.copy["kernel"].astype(jnp.bfloat16))
     np.testing.assert_allclose(params["bias"], wide["bias"], rtol=1e-6)
-    assert state.copy["bias"] == optax.MaskedNode()
+    np.testing.assert_array_equal(state.copy["bias"], params["bias"])
+
+
+def test_the_copy_is_a_tree_like_the_parameters():
+    """So that specs can be mapped over a state; and it can be donated beside the parameters."""
+    params = params_of(jnp.bfloat16)
+    tx = mo.master_copy(mo.adamw(0.1))
+    specs = {"bias": P("model"), "kernel": P("data", "model")}
+    state = tx.init(params)
+    assert optax.tree.map_params(tx, lambda _, spec: spec, state, specs).copy == specs
+    gradients = jax.tree.map(jnp.ones_like, params)
+
+    def train(params, state):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    expected = train(params, state)
+    donated = jax.jit(train, donate_argnums=(0, 1))(params, state)  # No array may be twice there.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), donated, expected)
+
+
+@BOTH
+def test_parameters_may_be_numbers(wrap):
+    params = {"a": 1.5, "w": jnp.ones(2, jnp.bfloat16)}
+    tx = wrap(optax.sgd(0.5))
+    updates, _ = tx.update({"a": 1.0, "w": jnp.ones(2, jnp.bfloat16)}, tx.init(params), params)
+    assert optax.apply_updates(params, updates)["a"] == 1.0
+
+
+@BOTH
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_state_of_what_is_inside_is_refused_in_words(wrap, compiled):
+    params, tx = params_of(jnp.bfloat16), wrap(mo.adamw(0.1))
+    update = jax.jit(tx.update) if compiled else tx.update
+    with pytest.raises(ValueError, match=r"The state is not one of this optimizer .* it lacks"):
+        update(params, mo.adamw(0.1).init(params), params)
+
+
+@BOTH
+def test_steps_are_dropped_inside(wrap):
+    params = params_of(jnp.bfloat16)
+    tx = wrap(optax.apply_if_finite(mo.adamw(0.1), 3))
+    nan = jax.tree.map(lambda p: p * jnp.nan, params)
+    updates, _ = tx.update(nan, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, optax.apply_updates(params, updates), params)
 
 
 @BOTH
@@ -145,7 +189,7 @@ def test_what_has_float32_stays_as_it_is(wrap):
     wrapped = wrap(tx)
     updates, state = wrapped.update(params, wrapped.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
-    extra = 1 if wrap is mo.rounded_parameters else 0
+    extra = 1 if wrap is mo.rounded_parameters else len(params)
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(tx.init(params))) + extra
 
 
