@@ -104,7 +104,7 @@ FAULTS = {
     "not executed": {"execution_count": None},
     "an error": {"outputs": [{"output_type": "error"}]},
     "a warning": {"outputs": [printed("stderr", "")]},
-    "a place on somebody's machine": {"outputs": [printed("stdout", "in /home/somebody/x")]},
+    "a place on somebody's machine": {"outputs": [printed("stdout", f"in {Path('/', 'home')}/x")]},
     "a figure without alt text": {"outputs": [picture(3)]},
     "a PNG without a palette": {"outputs": [picture(2, **{"image/png": {"alt": "a curve"}})]},
 }
