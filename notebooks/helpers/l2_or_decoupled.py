@@ -20,9 +20,9 @@ from notebooks.helpers import GREY, Styles, line
 
 LOOKS: Styles = {
     "L2, SGD": {"color": "#000000", "marker": "s", "linestyle": "--", "markersize": 9},
-    "L2, M-SVAG": {"color": "#0072b2", "marker": "^"},
-    "L2, Adam": {"color": "#d55e00", "marker": "v"},
-    "decoupled, AdamW": {"color": "#009e73", "marker": "o"},
+    "L2, M-SVAG": {"color": "#0072b2", "marker": "^", "markersize": 5},
+    "L2, Adam": {"color": "#d55e00", "marker": "v", "markersize": 5},
+    "decoupled, AdamW": {"color": "#009e73", "marker": "o", "markersize": 5},
 }
 EXCLUSION_LOOKS: Styles = {
     "nothing excluded": {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -215,7 +215,7 @@ def pulls(scales: np.ndarray, left: Mapping, prediction: np.ndarray, title: str)
     """What decay leaves of a parameter, against the size of its gradient's noise."""
     figure, ax = plt.subplots(figsize=(8.5, 4))
     for name, values in left.items():
-        ax.plot(scales, values, label=name, **{"markersize": 5} | LOOKS[name])
+        ax.plot(scales, values, label=name, **LOOKS[name])
     ax.plot(scales, prediction, ":", color="black", linewidth=2.5, label="L2, Adam: predicted")
     ax.set(xscale="log", ylim=(-0.05, 1.05), title=title)
     ax.set(xlabel="size $s$ of the gradient's noise", ylabel="share left of the parameter")
