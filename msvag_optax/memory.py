@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
-from msvag_optax._trees import arrays, paths
+from msvag_optax._trees import arrays, keeping, paths
 
 SHARED = "shared"  # The column of what belongs to no parameter, such as a count.
 
@@ -80,7 +80,8 @@ def state_bytes(
       fields that every state of its kind has.
 
     Raises:
-      TypeError: if `tx` is no gradient transformation, or `group` no function of a path.
+      TypeError: if `tx` is no gradient transformation, its state cannot be taken apart by
+        `optax.tree.map_params` (that of `optax.lbfgs` cannot), or `group` is no function of a path.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
@@ -96,6 +97,7 @@ def state_bytes(
     212
     """
     _checks.check_transformation("tx", tx)
+    keeping.check_can_be_taken_apart("tx", tx)
     if group is not None:
         _checks.check_function("group", group, "of a parameter's path, or None", "path")
     places, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=paths.is_box)

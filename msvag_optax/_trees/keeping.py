@@ -12,9 +12,7 @@ from msvag_optax._trees import arrays, layout, paths
 from msvag_optax._trees.rounding import Chances, check_drawable, draw
 from msvag_optax.pieces.around import RunningMaxState
 
-NOT_APART = (
-    "`inner` must keep trees like the parameters', as `optax.tree.map_params` finds them in a state"
-)
+NOT_APART = "must keep trees like the parameters', as `optax.tree.map_params` finds them in a state"
 
 
 class Located:
@@ -86,8 +84,8 @@ def keeping_of(dtype: Any, rounding: Any, exclude: Any) -> Keeping:
     return Keeping(kept, rounding == "stochastic", frozenset(exclude))
 
 
-def check_can_be_taken_apart(inner: optax.GradientTransformation) -> None:
-    """Raises unless the arrays of a state that belong to parameters can be found."""
+def check_can_be_taken_apart(name: str, inner: optax.GradientTransformation) -> None:
+    """Raises, naming the argument, unless what of a state belongs to parameters can be found."""
 
     def init(place: Any) -> Any:
         inner.init(place)
@@ -96,14 +94,14 @@ def check_can_be_taken_apart(inner: optax.GradientTransformation) -> None:
     try:
         optax.tree.map_params(init, lambda x: x, ())
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise TypeError(f"{NOT_APART}; it fails: {error}") from error
+        raise TypeError(f"`{name}` {NOT_APART}; it fails: {error}") from error
 
 
 def _check_fits(init: Callable[[Any], Any], state: Any, params: optax.Params) -> None:
     try:
         map_kept(lambda place, param: place.x, init, state, params)
     except ValueError as error:
-        raise TypeError(f"{NOT_APART}; they differ: {error}") from error
+        raise TypeError(f"`inner` {NOT_APART}; they differ: {error}") from error
 
 
 def narrow_init_of(

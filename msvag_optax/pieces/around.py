@@ -182,7 +182,8 @@ def before(estimator: Piece) -> Piece:
     """The estimate of a piece before it has seen this gradient.
 
     Args:
-      estimator: a piece with a `read`, as all of this library's estimators are.
+      estimator: a piece with a `read`, such as `running_average`. An estimator that remembers no
+        estimate, as `observations` and `batch_variance` do not, has none.
 
     Returns:
       The piece whose output at each step is what `estimator` gave at the step before; at the first,

@@ -50,9 +50,7 @@ class Report(NamedTuple):
         rows |= {name: ("**failed**", what) for name, what in self.failed.items()}
         rows |= {name: ("not run", why) for name, why in self.not_run.items()}
         lines = [f"| {self.name} | | |", "| --- | --- | --- |"]
-        lines += [
-            f"| {name} | {a} | {b.replace('|', chr(92) + '|')} |" for name, (a, b) in rows.items()
-        ]
+        lines += [f"| {name} | {a} | {_in_a_cell(b)} |" for name, (a, b) in rows.items()]
         return "\n".join(lines)
 
     def require(self) -> None:
@@ -103,7 +101,7 @@ def check(
         except NotRunError as reason:
             not_run[one.__name__] = str(reason)
         except Exception as error:
-            failed[one.__name__] = _first_line(error)
+            failed[one.__name__] = _in_one_line(error)
         else:
             passed.append(one.__name__)
     return Report(row.name, tuple(passed), failed, not_run)
@@ -113,7 +111,7 @@ def _in_a_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _first_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -113,7 +113,7 @@ def kept_in(
         rule = _kept_rule(rule, keeping, chances)
         piece = rules.from_rule(rule, estimates=isinstance(inner, rules.Estimator))
         return dependable(piece) if rules.is_wrapped(inner) else piece
-    check_can_be_taken_apart(inner)
+    check_can_be_taken_apart("inner", inner)
     wrap = _by_chance if keeping.stochastic else _nearest
     return wrap(inner, keeping, chances)
 

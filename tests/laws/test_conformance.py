@@ -141,6 +141,11 @@ def test_a_report_says_what_failed_and_what_was_not_run():
         report.require()
 
 
+def test_a_bar_in_what_failed_is_no_column():
+    report = testing.Report("adam", (), {"check_vmap": "a | b"}, {})
+    assert report.markdown().splitlines()[-1] == r"| check_vmap | **failed** | a \| b |"
+
+
 def test_an_optimizer_of_this_library_keeps_contract_and_house():
     testing.check(mo.msvag, house=True, scale="equivariant", reach="element").require()
 

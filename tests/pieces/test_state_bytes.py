@@ -72,3 +72,8 @@ def test_what_is_no_transformation_is_refused():
         mo.state_bytes(mo.adamw, PARAMS)
     with pytest.raises(TypeError, match="`group` must be a function of a parameter's path"):
         mo.state_bytes(mo.adamw(0.1), PARAMS, group=lambda: "all")
+
+
+def test_a_state_that_cannot_be_taken_apart_is_refused():
+    with pytest.raises(TypeError, match=r"`tx` must keep trees like the parameters'.*it fails"):
+        mo.state_bytes(optax.lbfgs(0.1), PARAMS)
