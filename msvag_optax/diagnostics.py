@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks, _compat, _signal
+from msvag_optax._trees import arrays
 from msvag_optax._trees.selection import Selection
 
 
@@ -91,12 +92,13 @@ def signal_to_noise(
     {'loud': 16.6, 'quiet': 0.0}
     """
     _checks.check_flags(details=details)
-    found = _signal.find(state, stacked)
+    with arrays.standard_promotion():
+        found = _signal.find(state, stacked)
 
-    def ratio(signal: jax.Array, noise: jax.Array) -> jax.Array:
-        return _if(found.is_enough, jnp.sqrt(_quotient(jnp.maximum(0, signal), noise)))
+        def ratio(signal: jax.Array, noise: jax.Array) -> jax.Array:
+            return _if(found.is_enough, jnp.sqrt(_quotient(jnp.maximum(0, signal), noise)))
 
-    value = jax.tree.map(ratio, found.signal, found.noise)
+        value = jax.tree.map(ratio, found.signal, found.noise)
     if details:
         return _reading(value, found)
     found.check_steps()
@@ -146,13 +148,14 @@ def noise_scale(state: optax.OptState, *, details: bool = False) -> Any:
     Source: McCandlish et al., *An Empirical Model of Large-Batch Training* (2018), equation 2.9.
     """
     _checks.check_flags(details=details)
-    found = _signal.find(state)
-    signal, noise = (
-        jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree))), float)
-        for tree in (found.signal, found.noise)
-    )
-    has_answer = (signal > 0) | (noise == 0)
-    value = _if(found.is_enough & has_answer, _quotient(noise, signal))
+    with arrays.standard_promotion():
+        found = _signal.find(state)
+        signal, noise = (
+            jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree))), float)
+            for tree in (found.signal, found.noise)
+        )
+        has_answer = (signal > 0) | (noise == 0)
+        value = _if(found.is_enough & has_answer, _quotient(noise, signal))
     if details:
         return _reading(value, found)
     found.check_steps()

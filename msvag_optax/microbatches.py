@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks, _compat
-from msvag_optax._trees import arrays, mesh_axes, mismatch
+from msvag_optax._trees import arrays, mesh_axes, mismatch, paths
 from msvag_optax.pieces.batch_variance import SIZE, SQUARES
 from msvag_optax.pieces.quantities import absolute_square
 
@@ -36,7 +36,7 @@ class Microbatches(NamedTuple):
       mean: the mean gradient :math:`m` so far, in float32 or wider.
       squares: :math:`q`.
       examples: :math:`n`.
-      count: :math:`k`.
+      count: :math:`k`, without those of no examples.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -87,24 +87,29 @@ class Microbatches(NamedTuple):
 
         Args:
           gradients: its gradient, the mean over its examples.
-          size: how many examples that is.
+          size: how many examples that is. A traced size of 0 adds nothing, whatever the gradient.
 
         Returns:
           The record with one microbatch more.
 
         Raises:
           TypeError: if `size` is no integer.
-          ValueError: if it is known to be less than 1, or the gradients do not fit the parameters.
+          ValueError: if it is known to be less than 1, the gradients do not fit the parameters, or
+            one is missing.
         """
-        size = _checks.count("size", size, 1)
+        size = _size(size)
         gradients = self._like_mean(gradients)
-        examples = self.examples + size
-        share = size / jnp.asarray(examples, arrays.scalar_dtype())
-        weight = self.examples * share  # b n / (b + n)
-        away = jax.tree.map(lambda g, m: arrays.widen(g) - m, gradients, self.mean)
-        mean = jax.tree.map(lambda m, d: m + share.astype(d.real.dtype) * d, self.mean, away)
-        squares = jax.tree.map(lambda q, d: _plus(q, weight, d), self.squares, away)
-        return Microbatches(mean, squares, examples, self.count + 1)
+        with arrays.standard_promotion():
+            examples = self.examples + size
+            share = _share(size, examples)
+            weight = self.examples * share  # b n / (b + n)
+            # The mean over no examples may be NaN, which a share of 0 would let through.
+            away = jax.tree.map(
+                lambda g, m: jnp.where(size > 0, arrays.widen(g) - m, 0), gradients, self.mean
+            )
+            mean = jax.tree.map(lambda m, d: m + share.astype(d.real.dtype) * d, self.mean, away)
+            squares = jax.tree.map(lambda q, d: _plus(q, weight, d), self.squares, away)
+            return Microbatches(mean, squares, examples, self.count + (size > 0))
 
     def across(self, axis_name: str | tuple[str, ...]) -> "Microbatches":
         """All microbatches of all devices along a mesh axis, inside of `shard_map` or `pmap`.
@@ -129,20 +134,21 @@ class Microbatches(NamedTuple):
         """
         for leaf in jax.tree.leaves(self.mean):
             mesh_axes.check_cut(axis_name, leaf)
-        examples, count = (jax.lax.psum(x, axis_name) for x in (self.examples, self.count))
-        share = self.examples / jnp.asarray(examples, arrays.scalar_dtype())
 
-        def total(x: jax.Array) -> jax.Array:
+        def total(x: Any) -> Any:
             return jax.lax.psum(x, axis_name)
 
-        mean = jax.tree.map(lambda m: total(share.astype(m.real.dtype) * m), self.mean)
-        squares = jax.tree.map(
-            lambda q, m, whole: total(_plus(q, jnp.asarray(self.examples), m - whole)),
-            self.squares,
-            self.mean,
-            mean,
-        )
-        return Microbatches(mean, squares, examples, count)
+        with arrays.standard_promotion():
+            examples, count = total(self.examples), total(self.count)
+            share = _share(self.examples, examples)
+            mean = jax.tree.map(lambda m: total(share.astype(m.real.dtype) * m), self.mean)
+            squares = jax.tree.map(
+                lambda q, m, whole: total(_plus(q, jnp.asarray(self.examples), m - whole)),
+                self.squares,
+                self.mean,
+                mean,
+            )
+            return Microbatches(mean, squares, examples, count)
 
     def result(self) -> tuple[optax.Updates, dict[str, Any]]:
         """The gradient of the batch, and the extra arguments that say how noisy it is.
@@ -154,19 +160,25 @@ class Microbatches(NamedTuple):
 
         Raises:
           ValueError: if there are known to be fewer than two microbatches. (Where that is traced,
-            the squares are not a number.)
+            the sample size is 1, of which there is no variance: `watch_noise` does not count it.)
         """
         if not _compat.is_tracer(self.count) and self.count < 2:
             raise ValueError(
                 "The variance within a batch needs two microbatches or more, got "
                 f"{int(self.count)}: cut the batch into more parts."
             )
-        others, parts = (
-            jnp.asarray(x, arrays.scalar_dtype()) - 1 for x in (self.examples, self.count)
-        )
-        ratio = others / parts
-        squares = jax.tree.map(lambda q: arrays.saturate(q * ratio.astype(q.dtype)), self.squares)
-        return self.mean, {SQUARES: squares, SIZE: self.examples}
+        with arrays.standard_promotion():
+            others, parts = (
+                jnp.asarray(x, arrays.scalar_dtype()) - 1 for x in (self.examples, self.count)
+            )
+            ratio = others / parts
+            squares = jax.tree.map(
+                lambda q: arrays.saturate(q * ratio.astype(q.dtype)), self.squares
+            )
+            size = self.examples
+            if _compat.is_tracer(self.count):
+                size = jnp.where(self.count < 2, 1, size)
+        return self.mean, {SQUARES: squares, SIZE: size}
 
     def _like_mean(self, gradients: Any) -> Any:
         """The gradients, without those that the record has no place for, if they fit it."""
@@ -181,7 +193,28 @@ class Microbatches(NamedTuple):
             what = "the microbatches before"
             raise mismatch.structure_mismatch(gradients, self.mean, what) from None
         mismatch.check_fits_params(gradients, self.mean)
+        kept, given = (
+            jax.tree.leaves(tree, is_leaf=paths.is_hole) for tree in (self.mean, gradients)
+        )
+        for name, m, g in zip(paths.names(self.mean), kept, given, strict=True):
+            if g is None and m is not None:
+                raise ValueError(
+                    f"The gradient of {name!r} is missing: initialize `Microbatches` with None in "
+                    "the place of a parameter that has no gradient."
+                )
         return gradients
+
+
+def _size(size: Any) -> Number:
+    checked = _checks.count("size", size, 1)
+    if isinstance(checked, jax.Array) and not jnp.issubdtype(checked.dtype, jnp.integer):
+        raise TypeError(f"`size` must be an integer >= 1, got {size!r}.")
+    return checked
+
+
+def _share(size: Number, examples: Number) -> jax.Array:
+    """The share of `size` in all examples; 0 where there is none yet."""
+    return size / jnp.maximum(jnp.asarray(examples, arrays.scalar_dtype()), 1)
 
 
 def _plus(squares: jax.Array, weight: jax.Array, away: jax.Array) -> jax.Array:

@@ -107,18 +107,17 @@ def watch_noise(weighting: Weighting, *, stacked: Selection = ()) -> Piece:
     def advance(state: WatchNoiseState, extra: dict[str, Any]) -> Any:
         squares, size = sample_in(extra)
         is_sample = size >= 2
-        observations = jnp.where(
-            is_sample, arrays.increment(state.observations), state.observations
-        )
-        weight = jnp.where(is_sample, newest(jnp.maximum(observations, 1)), 0)
-        over_others = jnp.where(is_sample, 1, 0) / jnp.where(is_sample, size - 1, 1)
+        observations = arrays.increment(state.observations)
+        weight = newest(observations)
         rho = state.sum_of_squared_weights
         rho = rho + weight * (weight - (2 - weight) * rho)  # (1 - w)² rho + w²
         examples = arrays.lerp(state.examples, size, weight)
         moved = state._replace(
             observations=observations, sum_of_squared_weights=rho, examples=examples
         )
-        return _Shared(squares, weight, 1 / size, over_others), moved
+        over_size, over_others = (1 / jnp.maximum(n, 1) for n in (size, size - 1))
+        shared = _Shared(squares, is_sample, weight, over_size, over_others)
+        return shared, _if_counted(is_sample, moved, state)
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> Partial:
         return Partial(_observe_rows if layers.at(name, shape) else _observe)
@@ -130,9 +129,15 @@ class _Shared(NamedTuple):
     """What the leaves share of a batch."""
 
     squares: Parts
+    is_sample: jax.Array  # whether the batch is counted
     weight: jax.Array
     over_size: jax.Array
-    over_others: jax.Array  # 1 / (n - 1), or 0 where the batch is not counted
+    over_others: jax.Array  # 1 / (n - 1)
+
+
+def _if_counted(is_sample: jax.Array, moved: Any, state: Any) -> Any:
+    """What has moved, or the state as it was; chosen, since a weight of 0 lets NaN through."""
+    return jax.tree.map(lambda new, old: jnp.where(is_sample, new, old), moved, state)
 
 
 def _zeros(layers: paths.PerLeaf, name: str, param: jax.Array) -> jax.Array:
@@ -156,10 +161,11 @@ def _observe(
     variance = _total(variances, rows)
     noise = variance * shared.over_size.astype(variance.dtype)
     square_length = _total(absolute_square(gradient), rows) - noise
-    return gradient, state._replace(
+    moved = state._replace(
         variance=arrays.lerp(state.variance, variance, shared.weight),
         square_length=arrays.lerp(state.square_length, square_length, shared.weight),
     )
+    return gradient, _if_counted(shared.is_sample, moved, state)
 
 
 def _observe_rows(

@@ -68,7 +68,8 @@ def skip_gradientless(
         seen = hide(params)
         missing = _map_visible(lambda u, _: u is None, updates, seen)
         visible = _map_visible(lambda u, p: jnp.zeros_like(p) if u is None else u, updates, seen)
-        new_updates, new_state = _update(inner, visible, state, seen, extra_args)
+        parts = {name: _fill(missing, visible, extra) for name, extra in extra_args.items()}
+        new_updates, new_state = _update(inner, visible, state, seen, parts)
         if any(jax.tree.leaves(missing)):
             new_state = _keep_where(missing, inner, state, new_state)
         return _restore(updates, new_updates, params), new_state
@@ -107,6 +108,23 @@ def _map_visible(function: Any, updates: optax.Updates, params: optax.Params) ->
         lambda u, p: None if p is None else function(u, p),
         updates,
         params,
+        is_leaf=_is_none,
+    )
+
+
+def _fill(missing: Any, visible: optax.Updates, extra: Any) -> Any:
+    """An extra argument; if it is a tree like the updates, with zeros where it and they have None.
+
+    The inner transformation sees a gradient there, and must not miss the part.
+    """
+    places = jax.tree.structure(missing, is_leaf=_is_none)
+    if extra is None or jax.tree.structure(extra, is_leaf=_is_none) != places:
+        return extra
+    return jax.tree.map(
+        lambda is_missing, u, part: jnp.zeros_like(u.real) if part is None and is_missing else part,
+        missing,
+        visible,
+        extra,
         is_leaf=_is_none,
     )
 

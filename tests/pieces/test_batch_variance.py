@@ -120,6 +120,21 @@ def test_microbatches_under_scan_are_those_of_a_loop():
     assert_close(scanned.result(), parts(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_a_part_without_examples_is_no_part(at):
+    """Wherever it comes, with a gradient that is 0 / 0, it changes nothing."""
+    means = jax.tree.map(lambda g: g.reshape(4, 3, *g.shape[1:]).mean(1), EXAMPLES)
+    means = jax.tree.map(lambda g: jnp.insert(g, at, jnp.nan, axis=0), means)
+    sizes = jnp.insert(jnp.full(4, 3), at, 0)
+
+    def step(batch, part):
+        return batch.add(*part), None
+
+    batch, _ = jax.lax.scan(step, mo.Microbatches.init(PARAMS), (means, sizes))
+    assert batch.count == 4
+    assert_close(batch.result(), parts(), rtol=1e-5)
+
+
 def test_microbatches_do_not_cancel():
     """The mean is thousands of deviations: the difference of two squares has no digit left."""
     examples = jnp.asarray([[1e5 + i] for i in range(8)])

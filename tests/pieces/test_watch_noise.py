@@ -157,6 +157,58 @@ def test_a_traced_batch_of_one_is_not_counted():
     assert all(jnp.isnan(ratio) for ratio in ratios.values())
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_batch_that_is_not_counted_leaves_nothing_behind(size):
+    """Whatever is in it: the mean over no examples is NaN, and so are the squares over one less."""
+    before = watched()
+    nothing = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), GRADIENT)
+    extra = {"sum_sq_diff_grads": nothing, "sample_size": jnp.asarray(size)}
+    _, after = jax.jit(WATCH.update)(nothing, before, **extra)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_batch_of_one_traced_microbatch_is_not_counted():
+    @jax.jit
+    def step(state, sizes):
+        def add(batch, size):
+            return batch.add(GRADIENT, size), None
+
+        batch, _ = jax.lax.scan(add, mo.Microbatches.init(PARAMS), sizes)
+        gradient, extra = batch.result()
+        return WATCH.update(gradient, state, **extra)[1]
+
+    before = watched()
+    after = step(before, jnp.asarray([8]))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert step(before, jnp.asarray([8, 0, 4])).observations == before.observations + 1
+
+
+def test_a_missing_gradient_may_lack_its_squares():
+    """What is kept of the other leaves moves; an argument that is no tree like them stays."""
+    before = watched()
+    squares = {**EXTRA["sum_sq_diff_grads"], "b": None}
+    seen = {}
+
+    def look(updates, state, params=None, **extra):
+        seen.update(extra)
+        return updates, state
+
+    looking = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), look)
+    tx = mo.dependable(optax.chain(looking, WATCH))
+    others = {"value": None, "value_fn": jnp.sum, "pair": {"w": None}}
+    _, (_, after) = tx.update(
+        {**GRADIENT, "b": None},
+        (optax.EmptyState(), before),
+        PARAMS,
+        **{**EXTRA, "sum_sq_diff_grads": squares},
+        **others,
+    )
+    _, full = WATCH.update(GRADIENT, before, PARAMS, **EXTRA)
+    assert after.variance["b"] == before.variance["b"]
+    np.testing.assert_allclose(after.variance["w"], full.variance["w"], rtol=1e-6)
+    assert seen.items() >= others.items()
+
+
 def test_huge_gradients_leave_the_state_finite():
     huge = jax.tree.map(lambda g: 1e37 * jnp.sign(g), GRADIENT)
     zero = jax.tree.map(jnp.zeros_like, huge)
@@ -295,6 +347,40 @@ def test_replicas_cost_one_more_all_reduce():
     assert (count(plain), count(of_replicas)) == (1, 2)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_device_without_examples_counts_for_nothing(check_vma):
+    """Its gradient is 0 / 0."""
+    sizes = jnp.asarray([3, 3, 0, 3])
+
+    def step(params, inputs):
+        params = vary(params)
+        size = sizes[jax.lax.axis_index("data")]
+        gradient = jax.tree.map(lambda g: g * size / size, mean_gradient(params, inputs))
+        return mo.Microbatches.init(params).add(gradient, size).across("data").result()
+
+    there = jnp.concatenate([INPUTS[:6], INPUTS[9:]])
+    examples = jax.vmap(lambda x: mean_gradient(ONES, x[None]))(there)
+    expected = parts(examples, sizes=(3, 3, 3), params=ONES)
+    actual = replicas(step, check_vma)(ONES, INPUTS)
+    for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_under_strict_promotion_a_step_is_counted_and_read():
+    def step(params, inputs):
+        params = vary(params)
+        gradient = jax.tree.map(lambda g: g.astype(jnp.bfloat16), mean_gradient(params, inputs))
+        batch = mo.Microbatches.init(params).add(gradient, jnp.asarray(3, jnp.int32))
+        gradient, extra = batch.across("data").result()
+        return WATCH.update(gradient, WATCH.init(ONES), **extra)[1]
+
+    with jax.numpy_dtype_promotion("strict"):
+        state = replicas(step)(ONES, INPUTS)
+        moments = watched(tx=mo.watch_moments(mo.arithmetic()), extra={})
+        read = [f(s) for s in (state, moments) for f in (mo.noise_scale, mo.signal_to_noise)]
+    assert all(jnp.all(jnp.isfinite(x) | jnp.isinf(x)) for x in jax.tree.leaves(read))
+
+
 def test_a_gradient_that_is_summed_already_is_refused():
     def step(params, inputs):
         batch = mo.Microbatches.init(params).add(mean_gradient(params, inputs), 3)
@@ -385,3 +471,8 @@ def test_bad_microbatches_are_refused():
         batch.add({"w": GRADIENT["w"]}, 12)
     with pytest.raises(ValueError, match=r"The update of 'b' has shape \(5,\)"):
         batch.add({**GRADIENT, "b": jnp.ones(5)}, 12)
+    with pytest.raises(ValueError, match=r"The gradient of 'b' is missing: initialize .* None"):
+        batch.add({**GRADIENT, "b": None}, 12)
+    for size in (2.5, 3.0):
+        with pytest.raises(TypeError, match=r"`size` must be an integer >= 1, got .*"):
+            batch.add(GRADIENT, jnp.float32(size))
