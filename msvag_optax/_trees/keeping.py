@@ -10,7 +10,6 @@ import optax
 
 from msvag_optax._trees import arrays, layout, paths
 from msvag_optax._trees.rounding import Chances, check_drawable, draw
-from msvag_optax.pieces.around import RunningMaxState
 
 NOT_APART = "must keep trees like the parameters', as `optax.tree.map_params` finds them in a state"
 
@@ -32,12 +31,16 @@ def _maxima(state: Any) -> Any:
     """Which arrays are maxima: the type tells, since a name may be a parameter's too."""
 
     def mark(node: Any) -> Any:
-        if not isinstance(node, RunningMaxState):
+        if not _keeps_maximum(node):
             return False
         maximum = jax.tree.map(lambda _: True, node.maximum)
-        return RunningMaxState(maximum, _maxima(node.inner_state))
+        return node._replace(maximum=maximum, inner_state=_maxima(node.inner_state))
 
-    return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, RunningMaxState))
+    return jax.tree.map(mark, state, is_leaf=_keeps_maximum)
+
+
+def _keeps_maximum(node: Any) -> bool:
+    return getattr(type(node), "keeps_maximum", False)
 
 
 @jax.tree_util.register_static

@@ -26,6 +26,8 @@ class RunningMaxState(NamedTuple):
     maximum: optax.Updates
     inner_state: optax.OptState
 
+    keeps_maximum = True  # Rounded by chance, a maximum would creep.
+
 
 def running_max(
     estimator: optax.GradientTransformation, *, dtype: jax.typing.DTypeLike | None = None
