@@ -28,9 +28,9 @@ CHANGE_LOOKS: Styles = {
 }
 EMBEDDING_LOOKS = {
     "Expectigrad, counts visits": ("#cc79a7", "o"),
-    "Expectigrad, counts steps": ("#5c1f47", "s"),
+    "Expectigrad, counts steps": ("#0072b2", "s"),
     "Adam": ("#000000", "^"),
-    "Expectigrad, lazy rows": ("#56b4e9", "v"),
+    "Expectigrad, lazy rows": ("#8c510a", "v"),
     "own clocks, lazy rows": ("#d55e00", "D"),
     "AdaGrad": ("#009e73", "x"),
 }
@@ -269,8 +269,6 @@ def rare_rows(
         )
     right.set(xscale="log", yscale="log", xlabel="learning rate", title="Does the best rate move?")
     right.set(ylabel="final expected loss", ylim=(0.02, 3))
-    right.text(
-        0.02, 0.97, "full: small batches\ndashed: large", transform=right.transAxes, va="top"
-    )
+    right.text(0.02, 0.02, "full: small batches\ndashed: large", transform=right.transAxes)
     name_lines(figure, middle, 3)
     return figure
