@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
+from tests.meshes import KINDS, entered, mesh_of
 from tests.pieces.test_batch_variance import EXAMPLES, PARAMS, parts, sample
 
 WATCH = mo.watch_noise(mo.exponential(0.9))
@@ -278,6 +279,24 @@ def test_read_from_flax_nnx():
 
 
 # Several devices.
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_arrays_on_a_mesh_are_watched_like_any_others(kind):
+    """Each device holds a piece of `w`; the sums are those of the whole."""
+    mesh = mesh_of({"model": 4}, kind)
+    specs = {"w": P(None, "model"), "b": P()}
+    shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
+    place = partial(jax.device_put, device=shardings)
+    squares = place(EXTRA["sum_sq_diff_grads"])
+    tx = mo.watch_noise(mo.exponential(0.9), stacked=["^w"])
+    with entered(mesh):
+        state = jax.jit(tx.init)(place(PARAMS))
+        extra = {**EXTRA, "sum_sq_diff_grads": squares}
+        _, state = jax.jit(tx.update)(place(GRADIENT), state, place(PARAMS), **extra)
+    expected = mo.signal_to_noise(watched(tx=tx, steps=1))
+    ratios = mo.signal_to_noise(state)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), ratios, expected)
 
 
 def vary(tree):
