@@ -1,14 +1,15 @@
 # %% [markdown]
 # # How noisy is each layer, and can the optimizer's state tell?
 #
-# The gradients of one batch, compared with one another, tell the noise within a factor of two, at
-# the rates at which one trains as well. The gradients of different steps, which the moments in an
-# optimizer's state compare, do not: the optimizer answers the noise of one by the next, and no
-# signal is left to be read.
+# The gradients of one batch, compared with one another, tell the noise, mostly within a factor of
+# two, at the rates at which one trains as well. The gradients of different steps, which the moments
+# in an optimizer's state compare, do not: the optimizer answers the noise of one by the next, and
+# no signal is left to be read.
 #
 # ![Two panels of the noise scale against the step, at a gentle and at a tuned rate. Readings within
-# steps, from examples and from four microbatches, follow the exact noise scale in both. Readings
-# over steps lie above it at the gentle rate, and at the tuned rate nearly all find no
+# steps, from examples and from four microbatches, follow the exact noise scale in both, but for a
+# few that find no signal late at the gentle rate, on the dotted line. Readings over steps lie above
+# it at the gentle rate, and at the tuned rate nearly all find no
 # signal.](images/reading_the_noise.png)
 
 # %% tags=["hide-input"]
