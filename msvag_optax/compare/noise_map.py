@@ -41,6 +41,7 @@ def noise_map(ratios: Any, steps: Any, *, title: str = "") -> "Figure":
     """
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = _rows(ratios, len(steps))
     with style.context(STYLE):
@@ -48,6 +49,9 @@ def noise_map(ratios: Any, steps: Any, *, title: str = "") -> "Figure":
         axes = figure.subplots()
         bar = figure.colorbar(_draw(axes, rows, np.asarray(steps)), ax=axes)
         bar.set_label("signal-to-noise ratio")
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title)
     return figure
 

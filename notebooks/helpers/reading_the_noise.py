@@ -20,8 +20,8 @@ IMAGES, LABELS = load_split()[0]
 
 STYLES: Styles = {
     "exact": {"color": "black", "linestyle": "-", "marker": "none"},
-    "examples": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
-    "4 microbatches": {"color": "#e69f00", "linestyle": (0, (5, 1.5)), "marker": "^"},
+    "examples": {"color": "#0072b2", "linestyle": "none", "marker": "o"},
+    "4 microbatches": {"color": "#e69f00", "linestyle": "none", "marker": "^"},
     "over steps": {"color": "#c04e00", "linestyle": "none", "marker": "X"},
 }
 SOURCES = tuple(STYLES)[1:]
@@ -130,17 +130,17 @@ def readings(logs: Mapping[str, Log], every: Mapping[str, int]) -> Figure:
     top = 3e4
     for ax, (title, log) in zip(axes, logs.items(), strict=True):
         steps = every[title] * np.arange(1, log.loss.shape[1] + 1)
-        for source, style in STYLES.items():
-            values = log.scale[source].T
-            if source == "over steps":
-                shown = np.where(np.isfinite(values), np.minimum(values, top), top)
-                ax.plot(np.repeat(steps, shown.shape[1]), shown.ravel(), label=source, **style)
-            else:
-                line(ax, steps, np.where(np.isfinite(values), values, top), source, **style)
+        line(ax, steps, log.scale["exact"].T, "exact", **STYLES["exact"])
+        for place, source in enumerate(SOURCES):
+            beside = steps + 0.2 * every[title] * (place - 1)  # marks do not cover one another
+            shown = np.minimum(np.nan_to_num(log.scale[source], nan=top), top).T
+            marks = STYLES[source] | {"markersize": 4.5, "alpha": 0.8, "markeredgewidth": 0}
+            ax.plot(np.repeat(beside, shown.shape[1]), shown.ravel(), label=source, **marks)
         ax.axhline(top, color=GREY, linewidth=0.8, linestyle=":")
         ax.set(title=title, xlabel="step", yscale="log")
     axes[0].set_ylabel("noise scale (images)")
-    axes[0].annotate("no signal found", (0, top), (2, -11), textcoords="offset points", color=GREY)
+    above = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
+    axes[0].annotate("no signal found", (0.01, top), xytext=(0, -12), **above)
     name_lines(figure, axes[0], 4)
     figure.suptitle("The noise scale, exact and as it is read")
     return figure
