@@ -2,9 +2,9 @@
 # # How noisy is each layer, and can the optimizer's state tell?
 #
 # The gradients of one batch, compared with one another, tell the noise within a factor of two in
-# the median, at the rates at which one trains as well. The gradients of different steps, which the moments in an
-# optimizer's state compare, do not: the optimizer answers the noise of one by the next, and no
-# signal is left to be read.
+# the median, at the rates at which one trains as well. The gradients of different steps, which the
+# moments in an optimizer's state compare, do not: the optimizer answers the noise of one by the
+# next, and no signal is left to be read.
 #
 # ![Two panels of the noise scale against the step, at a gentle and at a tuned rate. Readings within
 # steps, from examples and from four microbatches, scatter about the exact noise scale in both.
