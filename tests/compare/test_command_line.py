@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def test_an_interruption_leaves_the_earlier_picture_and_nothing_else(tmp_path, s
         try:
             assert process.stderr is not None
             assert process.stderr.readline() == "sgd: 60,000,000 steps done.\n"
+            time.sleep(0.5)  # Inside of its constructor, tqdm has an error of its own to print.
             process.send_signal(sent)
             out, err = process.communicate(timeout=60)
         finally:
