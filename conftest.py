@@ -1,19 +1,17 @@
 """What every test and every doctest runs on: the CPU, split into eight devices."""
 
 import os
-import sys
 from pathlib import Path
+
+import jax
+import matplotlib as mpl
 
 CACHES = Path(__file__).parent / ".cache"
 
 # Some environments forbid Python to keep what it compiles. Each program that a test starts would
 # then compile JAX's sources anew, which takes longer than most of these programs run.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    sys.dont_write_bytecode = False
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(CACHES / "python")
-
-import jax  # noqa: E402
-import matplotlib as mpl  # noqa: E402
+    os.environ["PYTHONPYCACHEPREFIX"] = str(CACHES / "python")
 
 # Both must be said before JAX looks for its devices. `JAX_PLATFORMS=cuda make test` is heard too.
 if not os.environ.get("JAX_PLATFORMS"):

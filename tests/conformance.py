@@ -31,10 +31,10 @@ from msvag_optax.testing.trees import assert_same as assert_same
 from msvag_optax.testing.trees import assert_same_types as assert_same_types
 from msvag_optax.testing.trees import cast as cast
 from msvag_optax.testing.trees import copied as copied
+from msvag_optax.testing.trees import decreasing as decreasing
 from msvag_optax.testing.trees import leaves_by_name as leaves_by_name
 from msvag_optax.testing.trees import raised as raised
 from msvag_optax.testing.trees import stacked as stacked
-from msvag_optax.testing.wrappers import decreasing as decreasing
 
 CHECKS = {
     check.__name__.removeprefix("check_"): check for check in (*testing.CONTRACT, *testing.HOUSE)

@@ -254,5 +254,8 @@ def _shard_like(x: Any, param: Any) -> Any:
 
     A step that is given both to overwrite could not.
     """
-    own = jax.tree.map(lambda leaf: jnp.copy(leaf) if leaf is param else leaf, x)
-    return jax.tree.map(lambda leaf: arrays.shard_like(leaf, param), own)
+
+    def own(leaf: jax.Array) -> jax.Array:
+        return jnp.copy(leaf) if leaf is param else leaf
+
+    return jax.tree.map(lambda leaf: arrays.shard_like(own(leaf), param), x)

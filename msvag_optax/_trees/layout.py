@@ -50,14 +50,18 @@ class Leaves:
     def __init__(self, tree: Any) -> None:
         """Takes a tree apart."""
         self.tree = tree
-        self.values, self.treedef = jax.tree.flatten(tree)
         nodes, self._outer = jax.tree.flatten(tree, is_leaf=paths.is_box)
         self._boxes = [jax.tree.structure(x) if paths.is_box(x) else None for x in nodes]
+        self._has_boxes = any(self._boxes)
+        # Without boxes the nodes are the leaves: an update outside of `jit` flattens them once.
+        self.values, self.treedef = (
+            jax.tree.flatten(tree) if self._has_boxes else (nodes, self._outer)
+        )
 
     def split(self, other: Any) -> list[Any]:
         """What stands in the places of the leaves in a tree that has `tree` as a prefix."""
         try:
-            if not any(self._boxes):
+            if not self._has_boxes:
                 return self.treedef.flatten_up_to(other)
             nodes = self._outer.flatten_up_to(other)
             return [
@@ -89,7 +93,7 @@ class Leaves:
 
     def join_state(self, parts: list[Any]) -> Any:
         """A tree of state, where only what has its parameter's shape stands in its box."""
-        if not any(self._boxes):
+        if not self._has_boxes:
             return self.treedef.unflatten(parts)
         rest, nodes = iter(zip(parts, self.values, strict=True)), []
         for box in self._boxes:

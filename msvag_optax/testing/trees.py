@@ -32,6 +32,11 @@ GRADIENTS = _gradients()
 STREAM = [{name: gradient[i] for name, gradient in GRADIENTS.items()} for i in range(STEPS)]
 
 
+def decreasing(count: Any) -> Any:
+    """A schedule."""
+    return RATE / (1 + count)
+
+
 def stacked(trees: Any) -> Any:
     """Trees of one structure as one tree, whose leaves have a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

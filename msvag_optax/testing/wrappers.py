@@ -18,6 +18,7 @@ from msvag_optax.testing.trees import (
     assert_same,
     assert_same_types,
     cast,
+    decreasing,
 )
 
 
@@ -80,11 +81,6 @@ def check_injected_hyperparameters(row: Row) -> None:
     desired = run_eagerly(same, stream, params)
     assert_close(actual.updates, desired.updates, ulps=2)
     assert_same_types(injected.init(params), actual.state)
-
-
-def decreasing(count: Any) -> Any:
-    """A schedule."""
-    return RATE / (1 + count)
 
 
 def check_injected_schedule(row: Row) -> None:

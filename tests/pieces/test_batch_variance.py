@@ -170,9 +170,11 @@ def test_unbiased_on_a_linear_model():
     """Within four standard errors of the truth, which a linear model with Gaussian inputs has."""
     weights, target, batch = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 0.5]), 8
 
+    def loss(w, x):
+        return 0.5 * (x @ (w - target)) ** 2
+
     def one(key):
         x = jax.random.normal(key, (batch, 2))
-        loss = lambda w, x: 0.5 * (x @ (w - target)) ** 2  # noqa: E731
         gradients = jax.vmap(jax.grad(loss), (None, 0))(weights, x)
         gradient, extra = sample(gradients)
         tx = mo.watch_noise(mo.arithmetic())
