@@ -12,7 +12,7 @@ import numpy as np
 
 from msvag_optax.compare.experiments import EXPERIMENTS
 from msvag_optax.compare.files import temporary
-from msvag_optax.compare.optimizers import OPTIMIZERS
+from msvag_optax.compare.optimizers import OPTIMIZERS, USUAL
 from msvag_optax.compare.picture import FORMATS
 
 PROGRAM = "python -m msvag_optax.compare"
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=_separated_by_commas(_one_of("optimizer", tuple(OPTIMIZERS))),
         nargs="+",
         metavar="NAME",
-        help="which of the optimizers below, separated by spaces or commas (default: all)",
+        help="which of the optimizers below, by spaces or commas (default: the problem's)",
     )
     parser.add_argument(
         "--learning-rates",
@@ -108,10 +108,14 @@ def _epilog() -> str:
             f"{plural(len(rates), 'rate')} from {rates[0]:g} to {rates[-1]:g}"
             + (" (*)" if experiment.gradient_size != 1 else "")
         )
-    lines += ["", "optimizers:"]
-    for name, optimizer in OPTIMIZERS.items():
-        star = " (*)" if optimizer.follows_gradient else ""
-        lines.append(f"  {name:17} {optimizer.summary}{star}")
+        if experiment.besides:
+            lines.append(f"  {'':17} with these, too: {', '.join(experiment.besides)}")
+    others = {name: o for name, o in OPTIMIZERS.items() if name not in USUAL}
+    for title, optimizers in {"usual optimizers:": USUAL, "other optimizers:": others}.items():
+        lines += ["", title]
+        for name, optimizer in optimizers.items():
+            star = " (*)" if optimizer.follows_gradient else ""
+            lines.append(f"  {name:17} {optimizer.summary}{star}")
     return "\n".join([*lines, "", _ABOUT_SCALE, _EXAMPLES])
 
 

@@ -14,7 +14,7 @@ import optax
 from msvag_optax.compare.arguments import PROGRAM, make_parser, plural
 from msvag_optax.compare.experiments import EXPERIMENTS, Experiment
 from msvag_optax.compare.files import write_whole
-from msvag_optax.compare.optimizers import OPTIMIZERS, Optimizer, Settings
+from msvag_optax.compare.optimizers import OPTIMIZERS, USUAL, Optimizer, Settings
 from msvag_optax.compare.picture import draw, render
 from msvag_optax.compare.table import format_table
 from msvag_optax.compare.training import Outcome, train
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments without the program's name.
 
     Returns:
-      The exit status: 0, or 1 if the results could not be written, or 130 after an interruption.
+      The exit status: 0, or 1 if the data could not be read or the results not be written, or 130
+      after an interruption.
 
     Raises:
       SystemExit: with status 2 if `argv` asks for what cannot be done, or 0 after `--help`.
@@ -94,6 +95,7 @@ def train_all(problem: Problem, experiment: Experiment, names: Sequence[str]) ->
                 steps=experiment.steps,
                 seeds=experiment.seeds,
                 name=optimizer.label(name, settings),
+                measurements=experiment.measurements,
                 advanced=bar.update,
             )
         outcomes.append(outcome)
@@ -108,7 +110,7 @@ def _build(optimizer: Optimizer, settings: Settings, rate: Any) -> optax.Gradien
 
 def _compare(arguments: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[arguments.problem]
-    names = list(OPTIMIZERS)
+    names = [*USUAL, *experiment.besides]
     if arguments.optimizers:
         names = list(dict.fromkeys(itertools.chain(*arguments.optimizers)))
     if arguments.learning_rates:
@@ -117,7 +119,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = experiment._replace(
         steps=arguments.steps or experiment.steps, seeds=arguments.seeds or experiment.seeds
     )
-    outcomes = train_all(PROBLEMS[arguments.problem](), experiment, names)
+    try:
+        problem = PROBLEMS[arguments.problem]()
+    except OSError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    if problem.source:
+        print(f"Data: {problem.source}.", flush=True)
+    outcomes = train_all(problem, experiment, names)
     print(f"\n{format_table(outcomes, experiment.columns)}\n", flush=True)
 
     title = (
@@ -125,6 +134,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"{plural(len(experiment.learning_rates), 'learning rate')}, "
         f"{plural(experiment.seeds, 'seed')}, {plural(experiment.steps, 'step')}"
     )
+    if problem.source:
+        title += f"\n{problem.source}"
     try:
         write_whole(
             arguments.output, render(draw(outcomes, experiment, title), arguments.output.suffix)

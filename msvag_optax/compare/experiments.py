@@ -61,6 +61,8 @@ class Experiment(NamedTuple):
         follow the gradient's size.
       b2: see `Settings`.
       weight_decay: see `Settings`. It is 0 where nothing can be overfitted.
+      besides: names of optimizers that are compared here besides the usual ones.
+      measurements: how often each run is measured, for `train`.
     """
 
     summary: str
@@ -72,6 +74,8 @@ class Experiment(NamedTuple):
     gradient_size: float = 1.0
     b2: float = 0.999
     weight_decay: float = 0.0
+    besides: tuple[str, ...] = ()
+    measurements: int = 100
 
     def rates_for(self, optimizer: Optimizer) -> tuple[float, ...]:
         """The default grid of `optimizer`."""
@@ -81,6 +85,8 @@ class Experiment(NamedTuple):
 
 _TRAIN_LOSS = Metric("train loss", "train loss", falls=True)
 _TEST_ACCURACY = Metric("test accuracy", "test accuracy", spec=".1%", log=False, limits=(0.85, 1.0))
+_HELD_OUT_LOSS = Metric("held-out loss", "held-out loss", log=False, falls=True)
+_AFTER_RARE_WORDS = Metric("after rare words", "after rare words", log=False)
 _EXPECTED_LOSS = Metric("expected loss", "expected loss", falls=True)
 _REGRET = Metric("average loss", "average regret", spec="+.4f", log=False)
 _ITERATE = Metric(
@@ -142,6 +148,35 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                 Panel(_EXPECTED_LOSS, "steps", "Down to the noise, each at its best rate"),
                 Panel(_EXPECTED_LOSS, "rates", _SENSITIVITY),
             ),
+        ),
+        "char-lm": Experiment(
+            "a small Flax LSTM predicts the characters of Python's own sources",
+            steps=400,
+            seeds=3,
+            learning_rates=(3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
+            columns=(_HELD_OUT_LOSS, _TRAIN_LOSS),
+            panels=(
+                Panel(_HELD_OUT_LOSS, "steps", "On text not seen, each at its best rate"),
+                Panel(_HELD_OUT_LOSS, "rates", _SENSITIVITY),
+            ),
+            weight_decay=0.01,
+            besides=("cautious_adam", "muon"),
+            measurements=20,
+        ),
+        "rare-words": Experiment(
+            "a small Flax network predicts what follows two words, most of which are rare",
+            steps=1_000,
+            seeds=3,
+            learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
+            columns=(_HELD_OUT_LOSS, _AFTER_RARE_WORDS),
+            panels=(
+                Panel(_HELD_OUT_LOSS, "steps", "On text not seen, each at its best rate"),
+                Panel(_AFTER_RARE_WORDS, "steps", "The same, where the newest word is rare"),
+                Panel(_HELD_OUT_LOSS, "rates", _SENSITIVITY),
+            ),
+            weight_decay=0.01,
+            besides=("expectigrad-dense", "lazy_adamw", "adagrad"),
+            measurements=20,
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""The lines of the table: the named optimizers, and the baselines beside them."""
+"""The lines of the table: the named optimizers, and what they are compared with."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -51,7 +51,7 @@ class Optimizer(NamedTuple):
         return name + _NO_DECAY if self.decays and not settings.weight_decay else name
 
 
-OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
+USUAL: Mapping[str, Optimizer] = MappingProxyType(
     {
         "msvag": Optimizer(
             lambda rate, _: mo.msvag(rate),
@@ -115,7 +115,42 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         ),
     }
 )
-"""The named optimizers of this library and the baselines, in the order of the default run."""
+"""The named optimizers of this library and the baselines, which are compared on every problem."""
+
+OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
+    {
+        **USUAL,
+        "cautious_adam": Optimizer(
+            lambda rate, s: mo.optimizer(mo.cautious(optax.scale_by_adam(b2=s.b2)), rate),
+            "Adam without the steps that the newest gradient is against",
+            "#b03060",
+        ),
+        "expectigrad-dense": Optimizer(
+            lambda rate, _: mo.expectigrad(rate, sparse_counter=False),
+            "Expectigrad that counts zero gradients, too",
+            "#8c2f6b",
+        ),
+        "lazy_adamw": Optimizer(
+            lambda rate, s: mo.lazy_rows(mo.adamw(rate, b2=s.b2, weight_decay=s.weight_decay)),
+            "AdamW that leaves rows without gradient alone",
+            "#b58a1e",
+            decays=True,
+        ),
+        "muon": Optimizer(
+            lambda rate, _: optax.contrib.muon(rate),
+            "baseline: optax's Muon, which makes matrices orthogonal; Adam for the rest",
+            "#8a8a00",
+            baseline=True,
+        ),
+        "adagrad": Optimizer(
+            lambda rate, _: optax.adagrad(rate),
+            "baseline: optax's AdaGrad",
+            "#007a87",
+            baseline=True,
+        ),
+    }
+)
+"""All that can be compared: the usual ones, and those that some problems are about."""
 
 
 def optimizer_of(label: str) -> Optimizer:

@@ -41,12 +41,14 @@ class Problem(NamedTuple):
         draws whatever is random about it.
       metrics: `params -> {name: scalar}`, what is worth knowing about a point, without noise.
       project: `params -> params`, the projection :math:`\Pi` onto the feasible set.
+      source: where its data come from, if they are not the same on every machine.
     """
 
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, ArrayLike, jax.Array], jax.Array]
     metrics: Callable[[Params], dict[str, jax.Array]]
     project: Callable[[Params], Params] = anywhere
+    source: str = ""
 
     def value_and_grad(
         self, params: Params, step: ArrayLike, key: jax.Array

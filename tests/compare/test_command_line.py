@@ -14,6 +14,7 @@ import pytest
 from msvag_optax import compare, problems
 from msvag_optax.compare import command_line
 from msvag_optax.compare.command_line import write_whole
+from msvag_optax.problems import library_text
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -122,16 +123,21 @@ def test_every_problem_has_an_experiment():
     assert list(compare.EXPERIMENTS) == list(problems.PROBLEMS)
 
 
-@pytest.mark.parametrize("problem", compare.EXPERIMENTS)
+@pytest.mark.parametrize(
+    "problem",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p == "char-lm")) for p in compare.EXPERIMENTS],
+)
 def test_a_small_run_prints_a_table_and_writes_a_picture(tmp_path, capsys, problem):
     path = tmp_path / "picture.png"
     arguments = ["--problem", problem, "--optimizers", "msvag,sgd", "sgd"]
     arguments += ["--learning-rates", "0.1", "0.01", "--steps", "5", "--seeds", "2"]
     assert compare.main([*arguments, "--output", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert {line.split()[0] for line in out.splitlines()[3:5]} == {"msvag", "sgd"}
+    data, table = out.split("\n", 1) if out.startswith("Data: ") else ("", out)
+    assert ("SHA-256" in data) == (problem in ("char-lm", "rare-words"))
+    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"msvag", "sgd"}
     for metric in compare.EXPERIMENTS[problem].columns:
-        assert metric.label in out.splitlines()[1]
+        assert metric.label in table.splitlines()[1]
     assert out.endswith(f"Wrote {path}.\n")
     # There is no terminal here, so that each optimizer has a line instead of a bar.
     assert err == "".join(f"{name}: 5 steps done.\n" for name in ("msvag", "sgd"))
@@ -140,15 +146,41 @@ def test_a_small_run_prints_a_table_and_writes_a_picture(tmp_path, capsys, probl
 
 
 def test_a_single_step_of_everything_is_possible(tmp_path, capsys):
-    """By default all optimizers run, each with a traced rate; here there is no time to warm up."""
+    """Each has a traced rate; here there is no time to warm up."""
     path = tmp_path / "a.PDF"  # the ending chooses the format
     arguments = ["--problem", "reddi-online", "--learning-rates", "0.1", "--steps", "1"]
-    assert compare.main([*arguments, "--seeds", "1", "--output", str(path)]) == 0
+    arguments += ["--seeds", "1", "--optimizers", *compare.OPTIMIZERS]
+    assert compare.main([*arguments, "--output", str(path)]) == 0
     assert path.read_bytes().startswith(b"%PDF-")
     lines = capsys.readouterr().out.splitlines()
     # Here they are but Adam, and say so.
     for name in ("adamw (no decay)  ", "bert_adamw (no decay)  ", "adam  "):
         assert any(line.startswith(name) for line in lines)
+
+
+def test_a_problem_is_run_with_the_usual_optimizers_and_its_own(tmp_path, monkeypatch):
+    runs = []
+
+    def stop(problem, experiment, names):
+        runs.append(names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "train_all", stop)
+    for problem in ("reddi-online", "rare-words"):
+        compare.main(["--problem", problem, "--output", str(tmp_path / "a.png")])
+    assert runs[1] == [*runs[0], "expectigrad-dense", "lazy_adamw", "adagrad"]
+    assert runs[0][0] == "msvag"
+    assert not set(runs[0]) & set(runs[1][-3:])
+
+
+def test_data_that_are_not_there_are_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(library_text.sysconfig, "get_path", lambda name: str(tmp_path))
+    path = tmp_path / "a.png"
+    assert compare.main(["--problem", "rare-words", "--output", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f"made of Python's own sources, and {tmp_path} has no argparse.py.\n")
+    assert err.count("\n") == 1
 
 
 def test_a_picture_that_cannot_be_written_in_the_end_is_one_sentence(tmp_path, monkeypatch, capsys):
