@@ -17,8 +17,6 @@ from msvag_optax import _compat
 from msvag_optax._trees import arrays, mismatch, partials, paths
 from msvag_optax._trees.layout import Layout, Leaves, Place
 
-WHOLE = "the whole trees of updates and parameters"  # A key that is no name of an argument.
-
 
 class Rule(NamedTuple):
     """What makes a piece; `msvag_optax.piece` says what its functions are.
@@ -42,7 +40,16 @@ class Rule(NamedTuple):
 
 
 class Extra(dict[str, Any]):
-    """The extra arguments of `update`; one that is missing is named."""
+    """The extra arguments of `update`; one that is missing is named.
+
+    Attributes:
+      whole: the trees of updates and parameters, for a rule that needs them.
+    """
+
+    def __init__(self, extra_args: dict[str, Any], whole: tuple[Any, Any] | None = None) -> None:
+        """Takes the arguments by their names."""
+        super().__init__(extra_args)
+        self.whole = whole
 
     def __missing__(self, name: str) -> Any:
         hint = " Or is it a piece that needs `needs_count=True`?" if name == "count" else ""
@@ -99,10 +106,10 @@ class Driver:
             ) from None
         columns = [leaves.split(tree) for tree in trees]
         given = [None] * len(leaves.values) if params is None else leaves.split(params)
-        extra = Extra(extra_args)
-        if self.rule.needs_tree:
-            wide = jax.tree.map(arrays.widen, (updates, params)) if self.makes_updates else None
-            extra[WHOLE] = wide or (updates, params)
+        whole = (updates, params) if self.rule.needs_tree else None
+        if self.makes_updates:
+            whole = jax.tree.map(arrays.widen, whole)
+        extra = Extra(extra_args, whole)
         moved = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
         shared, numbers = _pair(moved, "advance", "what is shared and a state")
         shared_by_leaf = leaves.distribute(shared)

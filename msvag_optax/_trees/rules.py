@@ -96,9 +96,8 @@ def _rule_of_another(transformation: optax.GradientTransformation) -> Rule:
             return jnp.zeros([])
         return arrays.init_like_params(inner, params)
 
-    def advance(state: Any, extra: dict[str, Any]) -> tuple[Parts, Any]:
-        extra = dict(extra)
-        updates, params = extra.pop(driver.WHOLE)
+    def advance(state: Any, extra: Any) -> tuple[Parts, Any]:
+        updates, params = extra.whole
         updates, state = inner.update(updates, state, params, **extra)
         return Parts(updates), state
 

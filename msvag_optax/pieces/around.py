@@ -70,7 +70,12 @@ def running_max(
             return RunningMaxState(params, inner.init(params))
         # The estimate of zeros has the shapes, dtypes and shardings of any estimate.
         zeros = jax.tree.map(arrays.zeros_like, params)
-        estimate, _ = estimator.update(zeros, estimator.init(params), zeros)
+        try:
+            estimate, _ = estimator.update(zeros, estimator.init(params), zeros)
+        except TypeError as error:  # It needs an extra argument, say, which `init` is not given.
+            raise TypeError(
+                f"`running_max` asks its estimator for the estimate of zeros, and has none: {error}"
+            ) from error
         maximum = jax.tree.map(
             lambda e: arrays.zeros_like(e, arrays.kept_dtype(e.dtype, dtype)), estimate
         )

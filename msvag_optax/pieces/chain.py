@@ -99,15 +99,14 @@ def _chained(rules: Sequence[Rule], names: Sequence[str]) -> Rule:
             states = ahead.init(params)
         return join([*states, *(rule.init(params) for rule in run)])
 
-    def advance(state: Any, extra: dict[str, Any]) -> tuple[_Shared, Any]:
+    def advance(state: Any, extra: Any) -> tuple[_Shared, Any]:
         states = [state[name] for name in names] if names else [*state]
         part = None
         if ahead is not None:
-            extra = driver.Extra(extra)
-            updates, params = extra.pop(driver.WHOLE)
+            updates, params = extra.whole
             updates, states[:start] = ahead(updates, tuple(states[:start]), params, **extra)
             part = Parts(updates)
-            extra[driver.WHOLE] = updates, params
+            extra = driver.Extra(extra, (updates, params))
         shared = []
         for i, rule in enumerate(run, start):
             now, states[i] = rule.advance(states[i], extra)

@@ -244,6 +244,21 @@ def test_an_extra_argument_that_is_missing_is_named():
     tx = mo.piece(lambda params: None, lambda s, g, state, p: (s * g, state), advance=advance)
     with pytest.raises(TypeError, match="needs the extra argument `factor`"):
         tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(TypeError, match=r"`running_max` asks .*, and has none: .* `factor`"):
+        mo.running_max(tx).init(PARAMS)
+
+
+def test_a_piece_behind_one_of_optaxs_is_given_what_update_was():
+    seen = []
+
+    def advance(state, extra):
+        seen.append(dict(extra))
+        return None, state
+
+    own = mo.piece(lambda params: None, lambda s, g, state, p: (g, state), advance=advance)
+    tx = mo.chain(optax.trace(0.9), own)
+    tx.update(PARAMS, tx.init(PARAMS), factor=2.0)
+    assert seen == [{"factor": 2.0}]
 
 
 def test_a_piece_that_needs_a_count_has_one():
