@@ -35,6 +35,7 @@ from msvag_optax.testing.trees import decreasing as decreasing
 from msvag_optax.testing.trees import leaves_by_name as leaves_by_name
 from msvag_optax.testing.trees import raised as raised
 from msvag_optax.testing.trees import stacked as stacked
+from tests import definitions
 
 CHECKS = {
     check.__name__.removeprefix("check_"): check for check in (*testing.CONTRACT, *testing.HOUSE)
@@ -54,6 +55,7 @@ CORE = (
     "missing_gradient_keeps_state",
     "params_are_asked_for",
     "pickled_run_continues",
+    "reference",
     "restored_by_flax",
     "scheduled_learning_rate",
     "state_can_be_read",
@@ -124,15 +126,21 @@ _MOMENTS = ("observations", "sum_of_squared_weights", "mean", "biased_variance")
 _partial = functools.partial
 
 ROWS = (
-    Row("msvag", mo.msvag, "equivariant", state=_MOMENTS),
+    Row("msvag", mo.msvag, "equivariant", state=_MOMENTS, reference=definitions.msvag),
     Row(
         "msvag-decay",
         _partial(mo.msvag, weight_decay=1e-3, exclude_from_weight_decay=("bias",)),
         needs_params=True,
         state=_MOMENTS,
     ),
-    Row("svag", mo.svag, "equivariant", state=_MOMENTS),
-    Row("expectigrad", _partial(mo.expectigrad, eps=1e-30), "invariant", state=("momentum",)),
+    Row("svag", mo.svag, "equivariant", state=_MOMENTS, reference=definitions.svag),
+    Row(
+        "expectigrad",
+        _partial(mo.expectigrad, eps=1e-30),
+        "invariant",
+        state=("momentum",),
+        reference=definitions.expectigrad,
+    ),
     Row(
         "expectigrad-dense",
         _partial(mo.expectigrad, eps=1e-30, sparse_counter=False),
@@ -145,6 +153,7 @@ ROWS = (
         "invariant",
         reach="leaf",
         state=("trace", "observations"),
+        reference=_partial(optax.novograd, b2=0.999, eps=0.0),
     ),
     Row(
         "novograd-averaging",
@@ -179,8 +188,14 @@ ROWS = (
         _partial(mo.amsgrad, eps=0.0, correct_before_max=True),
         "invariant",
         state=("maximum",),
+        reference=_partial(optax.amsgrad, eps=1e-30),
     ),
-    Row("adamw", mo.adamw, needs_params=True),
+    Row(
+        "adamw",
+        mo.adamw,
+        needs_params=True,
+        reference=_partial(optax.adamw, weight_decay=0.01),
+    ),
     Row(
         "adamw-uncorrected",
         _partial(mo.adamw, weight_decay=0.0, eps=0.0, bias_correction=False),

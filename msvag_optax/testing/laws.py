@@ -1,4 +1,4 @@
-"""What an optimizer may promise of its formula: how it answers scaled gradients, and how far."""
+"""What an optimizer may promise of its formula: whose steps it takes, what scale does, how far."""
 
 from typing import Any
 
@@ -12,6 +12,14 @@ from msvag_optax.testing.trees import GRADIENTS, PARAMS, RATE, STEPS, assert_clo
 def _updates(row: Row, gradients: Any) -> Any:
     # The same parameters throughout: decay answers them, and not the gradient.
     return trajectory(row)(RATE, PARAMS, gradients).updates
+
+
+def check_reference(row: Row) -> None:
+    """The updates are those of another optimizer, to rounding."""
+    if row.reference is None:
+        raise NotRunError("it promises the steps of no other optimizer")
+    other = Row("reference", row.reference)
+    assert_close(_updates(row, GRADIENTS), _updates(other, GRADIENTS), ulps=64)
 
 
 def check_scaled_gradients(row: Row) -> None:

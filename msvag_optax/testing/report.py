@@ -76,7 +76,7 @@ def check(
       name: what the report calls it; None is the name of `build`.
       house: whether the rules of the house are checked too.
       **promises: what the optimizer promises beyond that, as the fields of `Row`: `scale`, `reach`,
-        `needs_params`, `schedules`, `clock`, `state`, `rate`.
+        `needs_params`, `schedules`, `clock`, `state`, `rate`, `reference`.
 
     Returns:
       The report; `print` shows it, and `require()` raises unless all checks passed.

@@ -30,6 +30,7 @@ class Row(NamedTuple):
       clock: whether `optax.tree.get(state, "count")` finds one count of the updates made.
       state: what else `optax.tree.get` finds in the state.
       rate: the learning rate at which the optimizer reaches the targets of `check_convergence`.
+      reference: makes an optimizer whose steps it takes, from the same learning rate.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     clock: bool = True
     state: tuple[str, ...] = ()
     rate: float = 0.1
+    reference: Callable[..., Any] | None = None
 
 
 class Trajectory(NamedTuple):
