@@ -209,6 +209,7 @@ def main(names: Iterable[str]) -> None:
 
 # Tests.
 
+CONFORMANCE = "tests/laws/test_conformance.py"
 AVERAGES = "tests/pieces/test_averages.py"
 BATCH_VARIANCE = "tests/pieces/test_batch_variance.py"
 DECAY = "tests/pieces/test_decay.py"
@@ -235,6 +236,11 @@ ROUNDING = "tests/wrappers/test_rounding.py"
 def reference(case: str) -> str:
     """The test of a golden trajectory."""
     return f"'{GOLDEN}::test_trajectory_is_the_references[{case}]'"
+
+
+def kit(row: str) -> str:
+    """The check of `msvag_optax.testing` that an optimizer takes the steps of its reference."""
+    return f"'{CONFORMANCE}::test_optimizer[{row}-reference]'"
 
 
 def bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -285,7 +291,7 @@ def arithmetic_weight_of_one_step_more(original, count):
     return original(count + 1)
 
 
-@mutant("pieces.weightings", "_constant_weight_after", reference("novograd_tfa_f64_plain"))
+@mutant("pieces.weightings", "_constant_weight_after", kit("novograd"))
 def no_whole_weight_for_the_first(original, start, complement, count):
     return original(0, complement, count)
 
@@ -335,7 +341,7 @@ def square_of_the_real_part(original, x):
     return jnp.square(x.real)
 
 
-@mutant("pieces.quantities", "_square_norm", reference("novograd_tfa_f64_plain"))
+@mutant("pieces.quantities", "_square_norm", kit("novograd"))
 def norm_averaged_over_the_elements(original, cut, gradient):
     return original(cut, gradient) / gradient.size
 
@@ -402,12 +408,12 @@ def factor_of_one_without_a_mean(original, mean, variance):
     return formulas._factor(mean, variance)
 
 
-@mutant("pieces.formulas", "adapted_mean", reference("msvag_beta0.9"))
+@mutant("pieces.formulas", "adapted_mean", kit("msvag"))
 def msvag_with_the_variance_of_one_gradient(original, gradient, moments):
     return original(gradient, moments._replace(variance_of_mean=moments.variance))
 
 
-@mutant("pieces.formulas", "adapted_gradient", reference("svag_beta0.9"))
+@mutant("pieces.formulas", "adapted_gradient", kit("svag"))
 def svag_with_the_variance_of_the_mean(original, gradient, moments):
     return original(gradient, moments._replace(variance=moments.variance_of_mean))
 
@@ -441,14 +447,14 @@ def square_dropped_from_the_sum_of_squared_weights(original, newest, sum_of_squa
     return weights._replace(sum_of_squares=weights.sum_of_squares + newest * (1 - newest))
 
 
-@mutant("pieces.running_moments", "_weights", reference("msvag_beta0.9"))
+@mutant("pieces.running_moments", "_weights", kit("msvag"))
 def no_correction_of_the_variances_bias(original, newest, sum_of_squares):
     weights = original(newest, sum_of_squares)
     any_spread = (weights.unbias > 0).astype(weights.unbias.dtype)
     return weights._replace(unbias=any_spread, unbias_of_mean=any_spread * weights.sum_of_squares)
 
 
-@mutant("pieces.running_moments", "_observe", reference("msvag_beta0.9"))
+@mutant("pieces.running_moments", "_observe", kit("msvag"))
 def distances_from_the_new_mean_taken_for_the_olds(original, weights, gradient, state, param):
     not_the_first = (weights.over_root_of_older > 0).astype(weights.over_root_of_older.dtype)
     return original(weights._replace(over_root_of_older=not_the_first), gradient, state, param)
@@ -479,7 +485,7 @@ def squares_decide_what_is_zero(original, quantity, weight, shared, gradient, st
     return original(quantity, weight, shared, gradient, state, param)
 
 
-@mutant("pieces.running_average", "_observe_nonzero", reference("expectigrad_torch_f64_default"))
+@mutant("pieces.running_average", "_observe_nonzero", kit("expectigrad"))
 def zeros_counted(original, quantity, weight, shared, gradient, state, param):
     _, moved = original(quantity, weight, shared, gradient, state, param)
     newest = weightings.weight_at(weight, jnp.maximum(moved.observations, 1))

@@ -134,11 +134,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"{plural(len(experiment.learning_rates), 'learning rate')}, "
         f"{plural(experiment.seeds, 'seed')}, {plural(experiment.steps, 'step')}"
     )
-    if problem.source:
-        title += f"\n{problem.source}"
     try:
         write_whole(
-            arguments.output, render(draw(outcomes, experiment, title), arguments.output.suffix)
+            arguments.output,
+            render(draw(outcomes, experiment, title, problem.source), arguments.output.suffix),
         )
     except OSError as error:
         print(f"{PROGRAM}: cannot write {arguments.output}: {error.strerror}.", file=sys.stderr)

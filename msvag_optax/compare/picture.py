@@ -28,7 +28,9 @@ _SAME = 1e-3  # Lines that end no further apart, as a share of the panel, end in
 _SIDE_BY_SIDE = 2.0  # Points between such lines.
 
 
-def draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "Figure":
+def draw(
+    outcomes: Sequence[Outcome], experiment: Experiment, title: str, source: str = ""
+) -> "Figure":
     """The picture: each optimizer's history at its best rate, and its sensitivity to the rate.
 
     Lines are means over the seeds, by which the best rate, which a dot marks, is chosen. Bands
@@ -38,6 +40,7 @@ def draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "Fi
       outcomes: what `train` returned, on the same problem.
       experiment: says what is drawn.
       title: of the picture.
+      source: where the data come from, for a line at the bottom.
 
     Returns:
       A matplotlib figure, which belongs to no window and no `pyplot`.
@@ -45,17 +48,18 @@ def draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "Fi
     from matplotlib import style
 
     with style.context(STYLE):
-        return _draw(outcomes, experiment, title)
+        return _draw(outcomes, experiment, title, source)
 
 
-def _draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str) -> "Figure":
+def _draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str, source: str) -> "Figure":
     from matplotlib.figure import Figure
 
     panels, objective = experiment.panels, experiment.columns[0].key
     named = sum(panel.against == "steps" for panel in panels)
     figure = Figure(figsize=(3.8 * len(panels) + 2.2 * named, 5.2))
     figure.suptitle(title)
-    figure.supxlabel(_LEGEND, fontsize=8.5, color=_GREY)
+    legend = f"{_LEGEND}\nData: {source}." if source else _LEGEND
+    figure.supxlabel(legend, fontsize=8.5, color=_GREY)
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         drawn = {}
         for outcome in outcomes:
