@@ -123,29 +123,29 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "cautious_adam": Optimizer(
             lambda rate, s: mo.optimizer(mo.cautious(optax.scale_by_adam(b2=s.b2)), rate),
             "Adam without the steps that the newest gradient is against",
-            "#b03060",
+            "#734ae3",
         ),
         "expectigrad-dense": Optimizer(
             lambda rate, _: mo.expectigrad(rate, sparse_counter=False),
             "Expectigrad that counts zero gradients, too",
-            "#8c2f6b",
+            "#4a5e86",
         ),
         "lazy_adamw": Optimizer(
             lambda rate, s: mo.lazy_rows(mo.adamw(rate, b2=s.b2, weight_decay=s.weight_decay)),
             "AdamW that leaves rows without gradient alone",
-            "#b58a1e",
+            "#502002",
             decays=True,
         ),
         "muon": Optimizer(
             lambda rate, _: optax.contrib.muon(rate),
             "baseline: optax's Muon, which makes matrices orthogonal; Adam for the rest",
-            "#8a8a00",
+            "#12a526",
             baseline=True,
         ),
         "adagrad": Optimizer(
             lambda rate, _: optax.adagrad(rate),
             "baseline: optax's AdaGrad",
-            "#007a87",
+            "#a56050",
             baseline=True,
         ),
     }
