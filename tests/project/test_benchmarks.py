@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import accelerator, growth, rounding, step
+from benchmarks import accelerator, growth, problems, rounding, step
 from benchmarks.step import Eager, Row, Spread
 from benchmarks.trees import TREES, many_leaves
+from tests.compare.outcomes import outcome
 
 CASE = ("tiny", "float32")
 SEPARATOR = re.compile(r"\|( --- \|)+")
@@ -316,3 +317,22 @@ def test_rounding_is_compiled_for_a_device(monkeypatch):
     rows = [line.split("|")[1:-1] for line in table[2:]]
     # Of the rows of bfloat16, as many passes whichever the rounding.
     assert rows[1][1].strip() == rows[2][1].strip()
+
+
+def test_problems_are_trained_with_the_usual_optimizers_for_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(problems, "TRAINED", ("noisy-quadratic",))
+    asked = []
+
+    def train_all(problem, experiment, names):
+        asked.extend(names)
+        return [outcome("sgd"), outcome("msvag", losses=[[np.nan], [1.0]], rates=[0.1])]
+
+    monkeypatch.setattr(problems, "train_all", train_all)
+    path = tmp_path / "found.md"
+    problems.main(["--output", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert path.read_text().splitlines() == lines
+    assert lines[0] == "| optimizer | noisy-quadratic: expected loss |"
+    assert lines[2:4] == ["| msvag | diverged |", "| sgd | 0.150 ± 0.0500 (0.1) |"]
+    assert {"msvag", "adam"} <= set(asked)
+    assert "2000 steps, 5 seeds, 10 rates." in lines[-1]
