@@ -16,9 +16,9 @@ from typing import Any
 
 import msvag_optax as mo
 from msvag_optax import compare, problems, testing
-from msvag_optax.problems import digits
+from msvag_optax.problems import char_lm, digits, rare_words
 
-PARTS = (testing, problems, digits, compare)
+PARTS = (testing, problems, digits, char_lm, rare_words, compare)
 ROOT = Path(__file__).parents[1]
 # The headings of the overview, and the beginnings of the names of their modules, in this order.
 GROUPS = {
