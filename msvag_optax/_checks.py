@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -59,12 +59,15 @@ def number(name: str, value: Any, allowed: str = "[0, inf)", *, schedule: bool =
       schedule: whether a callable is allowed too.
 
     Raises:
-      TypeError: if `value` is no real scalar (nor a schedule where one is allowed).
+      TypeError: if `value` is no real scalar (nor a function of a count where that is allowed).
       ValueError: if `value` is outside of the interval; not-a-number is outside of every one.
     """
     if schedule and callable(value):
+        check_function(name, value, f"of the count, or a number in {allowed}", "count")
         return value
     wanted = f"`{name}` must be a number in {allowed}" + (" or a schedule" if schedule else "")
+    if callable(value):
+        raise TypeError(f"{wanted}, got {value!r} (`optax.inject_hyperparams` takes schedules).")
     scalar = _scalar(wanted, value)
     if isinstance(scalar, jax.Array):
         return scalar
@@ -180,20 +183,14 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"{wanted}, got {value!r}: {error}. Is it yet to be called?") from None
+        raise TypeError(f"{wanted}, got {value!r}: {error}. Or is it yet to be called?") from None
 
 
-def check_patterns(name: str, value: Any) -> None:
-    """Raises unless `value` is a sequence of regular expressions (a string is usually a typo)."""
-    wanted = f"`{name}` must be a sequence of regular expressions such as ('bias', 'norm')"
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{wanted}, got {value!r}.")
-    for pattern in value:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{wanted}, got {pattern!r} in it.")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"`{name}` must hold regular expressions, got {pattern!r}: {error}."
-            ) from None
+def check_pattern(name: str, pattern: str) -> None:
+    """Raises unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"`{name}` must hold regular expressions, got {pattern!r}: {error}."
+        ) from None

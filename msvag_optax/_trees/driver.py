@@ -110,8 +110,8 @@ class Driver:
         if self.makes_updates:
             whole = jax.tree.map(arrays.widen, whole)
         extra = Extra(extra_args, whole)
-        moved = self.rule.advance(layout.join([None] * len(trees), numbers), extra)
-        shared, numbers = _pair(moved, "advance", "what is shared and a state")
+        numbers = layout.join([None] * len(trees), numbers)
+        shared, numbers = self.rule.advance(numbers, extra)
         shared_by_leaf = leaves.distribute(shared)
         results = []
         as_array = functools.cache(lambda number: jnp.asarray(float(number)))
@@ -186,12 +186,6 @@ class _Kernel(NamedTuple):
     numbers: list[Any]
 
 
-def _pair(returned: Any, function: str, wanted: str) -> tuple[Any, Any]:
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise TypeError(f"The `{function}` of a piece must return {wanted}, got {returned!r}.")
-    return returned
-
-
 def _run(
     layout: Layout,
     makes_updates: bool,
@@ -207,8 +201,7 @@ def _run(
         [None] * (len(layout.is_tree) - len(kept)),
     )
     param = None if param is None else arrays.widen(param)
-    returned = leaf(shared, arrays.widen(gradient), state, param)
-    update, state = _pair(returned, "leaf", "an update and a state")
+    update, state = leaf(shared, arrays.widen(gradient), state, param)
     moved = layout.parts_of_leaf(state)
     if jax.tree.structure(moved) != jax.tree.structure(kept):
         raise TypeError(

@@ -23,10 +23,19 @@ class Cut:
     axis_names: tuple[str, ...] | None
 
 
+_WANTED = (
+    "`axis_name` must be the name of a mesh axis, a sequence of names, or a mapping from regular "
+    "expressions to such"
+)
+
+
 def cuts(axis_name: AxisNames | Mapping[str, AxisNames] | None) -> dict[str, Cut]:
     """A `Cut` for each pattern of the parameters' paths, the last for all that no other matches."""
     if isinstance(axis_name, Mapping):
-        _checks.check_patterns("axis_name", tuple(axis_name))
+        for pattern in axis_name:
+            if not isinstance(pattern, str):
+                raise TypeError(f"{_WANTED}, got {pattern!r} for one.")
+            _checks.check_pattern("axis_name", pattern)
         rules = {pattern: Cut(_names(names)) for pattern, names in axis_name.items()}
         return {**rules, "": rules.get("", Cut(()))}
     return {"": Cut(None if axis_name is None else _names(axis_name))}
@@ -35,10 +44,7 @@ def cuts(axis_name: AxisNames | Mapping[str, AxisNames] | None) -> dict[str, Cut
 def _names(value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            "`axis_name` must be the name of a mesh axis, a sequence of names, or a mapping from "
-            f"regular expressions to such, got {value!r}."
-        )
+        raise TypeError(f"{_WANTED}, got {value!r}.")
     return tuple(names)
 
 

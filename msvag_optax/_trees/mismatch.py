@@ -70,8 +70,8 @@ class NoUpdateError(LeafError):
     """What came out has not the gradient's shape; `what` says what it has, and that shape."""
 
     sentence = (
-        "The update of {name!r} has {what[0]}, its gradient has shape {what[1]}: an estimate is "
-        "made an update by `from_estimates`."
+        "The update of {name!r} has {what[0]}, its gradient has shape {what[1]}: a formula must "
+        "return an array of that shape; `from_estimates` turns estimates into an update."
     )
 
 
@@ -123,6 +123,11 @@ def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
     still = 0
     for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
         if update is None or not arrays.is_inexact(param):
+            if update is not None and arrays.is_inexact(update) and _is_integer(param):
+                raise ValueError(
+                    f"The parameter {paths.names(updates)[index]!r} has integers, and its gradient "
+                    "has none: a step would be rounded away. Make the parameter floating-point."
+                )
             still += 1
             continue
         if not arrays.is_inexact(update):
@@ -136,6 +141,13 @@ def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
                 f"its parameter has shape {jnp.shape(param)}."
             )
     return not still
+
+
+def _is_integer(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, int) and not isinstance(leaf, bool)
+    return jnp.issubdtype(dtype, jnp.integer)
 
 
 def check_is_update(gradient: Any, new: Any) -> None:
@@ -212,8 +224,8 @@ def _check_state_belongs(
     else:
         return
     raise ForeignStateError(
-        f"The state is not one of this optimizer and these parameters: {what}. Restore a "
-        "checkpoint into the state that `init` of the optimizer that saved it makes."
+        f"The state is not one of this optimizer and these parameters: {what}. If it "
+        "comes from a checkpoint, build the optimizer that saved it, and restore into its state."
     ) from error
 
 

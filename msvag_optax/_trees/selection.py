@@ -11,7 +11,8 @@ from msvag_optax import _checks
 from msvag_optax._trees import paths
 from msvag_optax._trees.paths import PerLeaf
 
-Selection = Sequence[str] | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
+One = str | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
+Selection = Sequence[One] | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
 
 
 def fewer_than_two_axes(*, stacked: Selection = ()) -> PerLeaf:
@@ -55,23 +56,53 @@ def selected(argument: str, selection: Any) -> PerLeaf:
       TypeError: if the selection is none; where it is asked, if a function gives no bool.
       ValueError: if a pattern is no regular expression; in `check`, if it is found in no path.
     """
+    if isinstance(selection, PerLeaf) or callable(selection):
+        return _by_function(argument, selection)
+    if isinstance(selection, str) or not isinstance(selection, Sequence):
+        hint = f" For one pattern, write [{selection!r}]." if isinstance(selection, str) else ""
+        raise TypeError(f"{_wanted(argument)}, got {selection!r}.{hint}")
+    each = [_by_pattern_or_function(argument, one) for one in selection]
+
+    def at(name: str, shape: jax.ShapeDtypeStruct) -> bool:
+        return any(one.at(name, shape) for one in each)
+
+    def check(params: Any) -> None:
+        for one in each:
+            one.check(params)
+
+    return PerLeaf(at, check)
+
+
+def _wanted(argument: str) -> str:
+    return (
+        f"`{argument}` must be a sequence of regular expressions such as ('bias', 'norm'), or a "
+        "function of a parameter's name and shape"
+    )
+
+
+def _by_pattern_or_function(argument: str, one: Any) -> PerLeaf:
+    if isinstance(one, str):
+        _checks.check_pattern(argument, one)
+        return PerLeaf(
+            lambda name, shape: re.search(one, name) is not None,
+            lambda params: check_patterns_match(argument, [one], params),
+        )
+    if isinstance(one, PerLeaf) or callable(one):
+        return _by_function(argument, one)
+    raise TypeError(f"{_wanted(argument)}, got {one!r} in it.")
+
+
+def _by_function(argument: str, selection: Any) -> PerLeaf:
+    function, check = selection, None
     if isinstance(selection, PerLeaf):
         function, check = selection
-    elif callable(selection):
+    else:
         _checks.check_function(
             argument,
             selection,
-            "of the name and the shape of one parameter, which says whether it is one of these "
-            "(and not of a tree, as a mask of optax's may be)",
+            "(name, shape) -> bool, of one parameter and not of a tree as optax's masks are",
             "name",
             "shape",
-        )
-        function, check = selection, lambda params: None
-    else:
-        _checks.check_patterns(argument, selection)
-        return PerLeaf(
-            lambda name, shape: matches(selection, name),
-            lambda params: check_patterns_match(argument, selection, params),
         )
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> bool:
@@ -83,7 +114,7 @@ def selected(argument: str, selection: Any) -> PerLeaf:
             )
         return bool(answer)
 
-    return PerLeaf(at, check)
+    return PerLeaf(at, check or (lambda params: None))
 
 
 def layers(stacked: Any) -> PerLeaf:

@@ -25,7 +25,7 @@ def weight_decay_report(
       file: where to print; None is the standard output.
 
     Raises:
-      TypeError: if `exclude_from_weight_decay` is none of these.
+      TypeError: if `exclude_from_weight_decay` is none of these, or `params` an optimizer.
       ValueError: if a pattern is no regular expression, or is found in no parameter's path.
 
     >>> import jax.numpy as jnp
@@ -38,6 +38,8 @@ def weight_decay_report(
     steps             1  no (not trained)
     12 of 16 elements decay, in 1 of 3 parameters.
     """
+    if isinstance(params, optax.GradientTransformation):
+        raise TypeError("`params` must be a tree of parameters, got a transformation.")
     excluded = selected(EXCLUDE, exclude_from_weight_decay)
     excluded.check(params)
     rows = []

@@ -94,7 +94,10 @@ def _read(
         estimates[name], inner_states[name] = estimator(
             shared[name], gradient, state.inner_states[name], param
         )
-    return formula(gradient, **estimates), FromEstimatesState(inner_states)
+    update = formula(gradient, **estimates)
+    if update is None:
+        raise TypeError("`formula` returned None, in place of an update: does it lack a `return`?")
+    return update, FromEstimatesState(inner_states)
 
 
 def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
@@ -110,7 +113,8 @@ def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
     try:
         signature.bind("gradient", **estimators)
     except TypeError as error:
+        hint = "" if {*signature.parameters} & {*estimators} else " Or is it yet to be called?"
         raise TypeError(
             f"`formula` takes ({', '.join(signature.parameters)}), which does not fit a gradient "
-            f"and estimates named {', '.join(estimators)}: {error}."
+            f"and estimates named {', '.join(estimators)}: {error}.{hint}"
         ) from None

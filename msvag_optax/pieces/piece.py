@@ -1,10 +1,14 @@
 """What a piece is: two small functions, which never see a tree."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.tree_util import Partial
+
 from msvag_optax import _checks
-from msvag_optax._trees import paths
+from msvag_optax._trees import partials, paths
 from msvag_optax._trees.driver import Rule
 from msvag_optax._trees.rules import Piece, from_rule
 
@@ -85,7 +89,32 @@ def piece(
     _checks.check_flags(estimates=estimates, needs_count=needs_count)
     if needs_count and advance is None:
         raise TypeError("`needs_count` must be False where there is no `advance`, which reads it.")
-    return from_rule(Rule(init, advance or _still, leaf, read, needs_count), estimates=estimates)
+    rule = Rule(
+        init,
+        _still if advance is None else functools.partial(_advance, advance),
+        partials.bind(_leaf, leaf),
+        read,
+        needs_count,
+    )
+    return from_rule(rule, estimates=estimates)
+
+
+def _advance(
+    advance: Callable[..., tuple[Any, Any]], state: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    return _pair(advance(state, extra), "advance", "what is shared and a state")
+
+
+def _leaf(
+    leaf: Partial, shared: Any, gradient: jax.Array, state: Any, param: Any
+) -> tuple[Any, Any]:
+    return _pair(leaf(shared, gradient, state, param), "leaf", "an update and a state")
+
+
+def _pair(returned: Any, function: str, wanted: str) -> tuple[Any, Any]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"The `{function}` of a piece must return {wanted}, got {returned!r}.")
+    return returned
 
 
 def _still(state: Any, extra: dict[str, Any]) -> tuple[None, Any]:

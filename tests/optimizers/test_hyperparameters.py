@@ -115,9 +115,58 @@ def test_a_mask_of_optaxs_is_answered_with_what_to_write(mask):
 
 def test_a_mask_that_is_a_function_of_trees_is_refused():
     with pytest.raises(
-        TypeError, match="`exclude_from_weight_decay` must be a function of the name"
+        TypeError, match=r"`exclude_from_weight_decay` must be a function \(name, sh"
     ):
         mo.adamw(0.1, exclude_from_weight_decay=lambda tree: tree)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "message"),
+    [
+        ("bias", r"or a function .*, got 'bias'\. For one pattern, write \['bias'\]"),
+        ({"bias": True}, "or a function of a parameter's name and shape, got {'bias'"),
+        ([("bias",)], r"got \('bias',\) in it"),
+        ([lambda tree: tree], r"must be a function \(name, shape\)"),
+        (["("], r"regular expressions, got '\('"),
+    ],
+)
+def test_what_selects_nothing_is_refused_when_built(excluded, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        mo.adamw(0.1, exclude_from_weight_decay=excluded)
+
+
+def test_patterns_and_rules_may_be_mixed():
+    params = {"embed": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    excluded = [mo.fewer_than_two_axes(), "embed", lambda name, shape: name == "head"]
+    tx = mo.adamw(0.1, weight_decay=0.5, exclude_from_weight_decay=excluded)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    moved = {name: bool(update.any()) for name, update in updates.items()}
+    assert moved == {"embed": False, "kernel": True, "bias": False}
+    with pytest.raises(ValueError, match="pattern 'embed', which is found in no"):
+        tx.init({"kernel": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda: 0.1, optax.cosine_decay_schedule], ids=["without_count", "uncalled"]
+)
+def test_a_schedule_takes_a_count(schedule):
+    with pytest.raises(TypeError, match="`learning_rate` must be a function of the count, or a nu"):
+        mo.msvag(schedule)
+    with pytest.raises(TypeError, match="`weight_decay` must be a function of the count, or a num"):
+        mo.bert_adamw(0.1, 10, 1, weight_decay=schedule)
+
+
+def test_where_a_decay_has_a_schedule_is_said():
+    with pytest.raises(TypeError, match=r"`beta` must be .* \(`optax.inject_hyperparams` takes"):
+        mo.msvag(0.1, beta=optax.constant_schedule(0.9))
+
+
+def test_integers_are_not_trained():
+    params = {"w": jnp.arange(3), "b": jnp.ones(3)}
+    tx = mo.adamw(0.1)
+    with pytest.raises(ValueError, match="The parameter 'w' has integers, and its gradient has"):
+        tx.update({"w": jnp.ones(3), "b": jnp.ones(3)}, tx.init(params), params)
 
 
 def test_a_function_that_says_neither_yes_nor_no_is_refused():

@@ -496,8 +496,9 @@ def test_what_a_piece_returns_is_checked(advance, leaf, message):
         leaf or (lambda s, g, state, p: (g, state)),
         advance=advance,
     )
-    with pytest.raises((TypeError, ValueError), match=message):
-        tx.update(PARAMS, tx.init(PARAMS))
+    for alone_or_chained in (tx, mo.chain(tx, mo.momentum(0.5))):
+        with pytest.raises((TypeError, ValueError), match=message):
+            alone_or_chained.update(PARAMS, alone_or_chained.init(PARAMS))
 
 
 def test_the_state_of_another_piece_is_refused():

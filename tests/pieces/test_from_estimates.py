@@ -62,6 +62,19 @@ def test_formula_and_estimators_must_fit():
         mo.from_estimates(mo.over_rms(0.1), second_moment=mo.square)
 
 
+def test_what_a_formula_returns_is_checked():
+    def read(formula):
+        tx = mo.optimizer(mo.from_estimates(formula, m=mo.running_average(mo.arithmetic())), 0.1)
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+    with pytest.raises(TypeError, match=r"`formula` returned None, .* lack a `return`"):
+        read(lambda gradient, m: None)
+    with pytest.raises(ValueError, match=r"has shape \(\), .*: a formula must return an array of"):
+        read(lambda gradient, m: m.sum())
+    with pytest.raises(TypeError, match=r"\(eps, eps_root\), which .* is it yet to be called"):
+        mo.from_estimates(mo.over_rms, m=mo.running_average(mo.arithmetic()))
+
+
 def test_svag_and_msvag_are_adapted_directions(gradients):
     svag = optax.chain(mo.variance_adapted(optax.identity(), 0.8), optax.scale(-0.1))
     np.testing.assert_allclose(run(svag, gradients), run(mo.svag(0.1, 0.8), gradients), rtol=1e-6)
