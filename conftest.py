@@ -1,17 +1,19 @@
 """What every test and every doctest runs on: the CPU, split into eight devices."""
 
 import os
+import sys
 from pathlib import Path
-
-import jax
-import matplotlib as mpl
 
 CACHES = Path(__file__).parent / ".cache"
 
-# Some environments forbid Python to keep what it compiles. Each program that a test starts would
-# then compile JAX's sources anew, which takes longer than most of these programs run.
+# Some environments forbid Python to keep what it compiles. The tests, and each program that one of
+# them starts, would then compile JAX's sources anew, which takes longer than most programs run.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    os.environ["PYTHONPYCACHEPREFIX"] = str(CACHES / "python")
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(CACHES / "python")
+
+import jax  # noqa: E402
+import matplotlib as mpl  # noqa: E402
 
 # Both must be said before JAX looks for its devices. `JAX_PLATFORMS=cuda make test` is heard too.
 if not os.environ.get("JAX_PLATFORMS"):
@@ -25,3 +27,14 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 mpl.use("agg")  # No test opens a window.
+
+
+def pytest_configure(config):
+    """The fast tests, and the programs that they start, do without LLVM's expensive passes.
+
+    They compile far more than they run. The slow tests run what users run, and so do the fast ones
+    with `JAX_DISABLE_MOST_OPTIMIZATIONS=0`.
+    """
+    if config.option.markexpr == "not slow":
+        value = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", value not in ("", "0"))
