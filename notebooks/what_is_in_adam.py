@@ -126,8 +126,8 @@ sign_rates = 2.0 ** np.arange(-10, -1)
 bowls = [Bowl(1, noise, False, False) for noise in noises] + [
     Bowl(condition, noise, curved, rotated)
     for condition in conditions[1:]
-    for curved in (False, True)
     for rotated in (False, True)
+    for curved in (False, True)
     for noise in noises
 ]
 all_bowls = helpers.side_by_side(bowls)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -50,34 +51,38 @@ class Bowl(NamedTuple):
         return (self.curved, self.rotated) if self.condition > 1 else None
 
 
-def problem_of(bowl: Bowl) -> Problem:
-    """The bowl as a problem to train on."""
-    if not bowl.curved:
-        return noisy_quadratic(DIMENSION, bowl.condition, bowl.noise, rotated=bowl.rotated)
-    calm = noisy_quadratic(DIMENSION, bowl.condition, 0.0, rotated=bowl.rotated)
-
-    def loss(x: jax.Array, step: Any, key: jax.Array) -> jax.Array:
-        return calm.loss(x - bowl.noise * jax.random.normal(key, x.shape), step, key)
-
-    return calm._replace(loss=loss)
+def calm(bowl: Bowl) -> Problem:
+    """The bowl without its noise."""
+    return noisy_quadratic(DIMENSION, bowl.condition, 0.0, rotated=bowl.rotated)
 
 
 def side_by_side(bowls: Sequence[Bowl]) -> Problem:
-    """All bowls as rows of one array of parameters."""
-    problems = [problem_of(bowl) for bowl in bowls]
+    """All bowls as rows of one array of parameters.
+
+    Neighbours of one shape are computed together: one by one, they take longer to compile than to
+    run.
+    """
+    groups = [[*group] for _, group in groupby(bowls, lambda bowl: (bowl.condition, bowl.rotated))]
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    shapes = [calm(group[0]) for group in groups]
+    sigma = jnp.asarray([[bowl.noise] for bowl in bowls])
+    curved = jnp.asarray([[bowl.curved] for bowl in bowls])
 
     def init(key: jax.Array) -> jax.Array:
-        return jnp.stack([problem.init(key) for problem in problems])
+        return jnp.stack([calm(bowl).init(key) for bowl in bowls])
+
+    def expected(rows: jax.Array) -> jax.Array:
+        parts = zip(shapes, jnp.split(rows, ends), strict=True)
+        return jnp.concatenate([jax.vmap(shape.metrics)(x)["expected loss"] for shape, x in parts])
 
     def loss(rows: jax.Array, step: Any, key: jax.Array) -> jax.Array:
-        losses = [p.loss(x, step, key) for p, x in zip(problems, rows, strict=True)]
-        return jnp.sum(jnp.stack(losses))
+        del step
+        noise = sigma * jax.random.normal(key, (DIMENSION,))
+        displaced, tilted = jnp.where(curved, noise, 0.0), jnp.where(curved, 0.0, noise)
+        return jnp.sum(expected(rows - displaced)) + jnp.sum(tilted * rows)
 
     def metrics(rows: jax.Array) -> dict[str, jax.Array]:
-        return {
-            str(bowl): problem.metrics(x)["expected loss"]
-            for bowl, problem, x in zip(bowls, problems, rows, strict=True)
-        }
+        return dict(zip(map(str, bowls), expected(rows), strict=True))
 
     return Problem(init, loss, metrics)
 
@@ -85,7 +90,7 @@ def side_by_side(bowls: Sequence[Bowl]) -> Problem:
 @cache
 def curvature(bowl: Bowl) -> np.ndarray:
     """The matrix Q."""
-    hessian = jax.hessian(lambda x: problem_of(bowl).metrics(x)["expected loss"])
+    hessian = jax.hessian(lambda x: calm(bowl).metrics(x)["expected loss"])
     return np.asarray(hessian(jnp.zeros(DIMENSION)), np.float64)
 
 
