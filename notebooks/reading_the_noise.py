@@ -245,13 +245,10 @@ table(
 
 # %%
 training_rates = (0.5, 1.0, 2.0, 4.0)
-losses, shares = {}, {}
+trained = {}
 for size in (16, 128):
-    for name, of_mean in (("M-SVAG", True), ("SVAG", False)):
-        for variance in helpers.VARIANCES:
-            losses[name, size, variance], shares[name, size, variance] = helpers.trained(
-                variance, of_mean, size, 0.9, 400, training_rates, seeds
-            )
+    trained |= helpers.trained(size, 0.9, 400, training_rates, seeds)
+losses, shares = ({key: pair[i] for key, pair in trained.items()} for i in range(2))
 
 # %% [markdown]
 # To find out why, the variance over steps is taken apart. One part is *within the batch*, averaged

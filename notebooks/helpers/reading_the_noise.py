@@ -150,13 +150,13 @@ def readings(logs: Mapping[str, Log], every: Mapping[str, int]) -> Figure:
 
 
 def _train(
-    variance: str, of_mean: bool, batch: int, beta: float, steps: int, rate: Any, key: jax.Array
+    batch: int, beta: float, steps: int, of_mean: Any, variance: Any, rate: Any, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The last train loss, and the share of the variance over steps that is within the batch."""
     within = mo.piece(
         lambda params: jax.tree.map(jnp.zeros_like, params), _average, advance=_newest(beta)
     )
-    formula = functools.partial(_adapted, variance, of_mean)
+    formula = functools.partial(_adapted, of_mean, variance)
     tx = mo.from_estimates(formula, moments=mo.running_moments(mo.exponential(beta)), within=within)
     share = mo.from_estimates(
         lambda g, moments, within: jnp.stack([within.sum(), moments.variance.sum()]),
@@ -196,27 +196,34 @@ def _average(shared: Any, gradient: Any, state: Any, param: Any) -> Any:
     return average, average
 
 
-def _adapted(variance: str, of_mean: bool, gradient: Any, moments: Any, within: Any) -> Any:
+def _adapted(of_mean: Any, variance: Any, gradient: Any, moments: Any, within: Any) -> Any:
     over = moments.variance
     rho = jnp.where(over > 0, moments.variance_of_mean / jnp.where(over > 0, over, 1), 1)
-    chosen = {
+    of_kinds = {
         "over steps": over,
         "within the batch": within,
         "the rest": jnp.maximum(over - within, 0),
         "none": jnp.zeros_like(over),
-    }[variance]
-    factor = mo.variance_adaptation_factor(moments.mean, chosen * rho if of_mean else chosen)
-    return factor * (moments.mean if of_mean else gradient)
+    }
+    chosen = jnp.select([variance == i for i in range(4)], [of_kinds[kind] for kind in VARIANCES])
+    factor = mo.variance_adaptation_factor(moments.mean, jnp.where(of_mean, chosen * rho, chosen))
+    return factor * jnp.where(of_mean, moments.mean, gradient)
 
 
 def trained(
-    variance: str, of_mean: bool, batch: int, beta: float, steps: int, rates: Any, seeds: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The last train losses and the shares, of shape (rates, seeds)."""
-    run = functools.partial(_train, variance, of_mean, batch, beta, steps)
+    batch: int, beta: float, steps: int, rates: Any, seeds: int
+) -> dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]]:
+    """The last train losses and the shares, of shape (rates, seeds), by optimizer and variance."""
+    names = [(name, variance) for name in ("M-SVAG", "SVAG") for variance in VARIANCES]
+    kinds = jnp.repeat(jnp.asarray([True, False]), 4), jnp.tile(jnp.arange(4), 2)
+    rates = jnp.asarray(rates, jnp.float32)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    by_rate = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    return jax.device_get(jax.jit(by_rate)(jnp.asarray(rates, jnp.float32), keys))
+    run = functools.partial(_train, batch, beta, steps)
+    by_rate: Any = jax.vmap(jax.vmap(run, (None, None, None, 0)), (None, None, 0, None))
+    # All kinds in one program, since it takes longer to compile than to run.
+    of_all = jax.jit(lambda kinds: jax.lax.map(lambda kind: by_rate(*kind, rates, keys), kinds))
+    losses, shares = jax.device_get(of_all(kinds))
+    return {(name, batch, v): (losses[i], shares[i]) for i, (name, v) in enumerate(names)}
 
 
 def training(losses: Mapping[tuple[str, int, str], np.ndarray], rates: Sequence[float]) -> Figure:
