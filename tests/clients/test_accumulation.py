@@ -27,9 +27,9 @@ SKIPS = {
 }
 
 
-@pytest.mark.parametrize("build", programs.EVERY)
-@pytest.mark.parametrize(("should_skip", "factors"), SKIPS.values(), ids=SKIPS)
-def test_skipped_mini_batches_are_as_if_they_had_never_come(build, should_skip, factors):
+@pytest.mark.parametrize(("build", "skip"), programs.each_way(SKIPS))
+def test_skipped_mini_batches_are_as_if_they_had_never_come(build, skip):
+    should_skip, factors = skip
     inner = build(programs.RATE, **programs.DECAY)
     tx = optax.MultiSteps(inner, 2, should_skip_update_fn=should_skip)
     params, state = PARAMS, tx.init(PARAMS)

@@ -62,16 +62,13 @@ def train_step(state):
     return state.apply_gradients(grads=gradients), gradients
 
 
-@pytest.mark.parametrize("build", programs.EVERY)
-@pytest.mark.parametrize(
-    ("logical", "boxed"),
-    [
-        pytest.param(True, False, id="logical-unboxed"),
-        pytest.param(True, True, id="logical"),
-        pytest.param(False, True, id="partitioned"),
-    ],
-)
-def test_a_train_state_is_made_on_its_mesh(build, logical, boxed):
+# Whether the annotations are logical, and whether the boxes that hold them stay.
+WAYS = {"logical": (True, True), "logical-unboxed": (True, False), "partitioned": (False, True)}
+
+
+@pytest.mark.parametrize(("build", "way"), programs.each_way(WAYS))
+def test_a_train_state_is_made_on_its_mesh(build, way):
+    logical, boxed = way
     tx = build(programs.RATE, **programs.DECAY)
     mesh = meshes.mesh_of(MESH, AxisType.Auto)
     with jax.set_mesh(mesh):

@@ -78,16 +78,16 @@ def create_with_constraint(tx):
     return compiled()
 
 
-@pytest.mark.parametrize("build", programs.EVERY)
-@pytest.mark.parametrize(
-    ("make", "kind"),
-    [
-        pytest.param(create, AxisType.Auto, id="eager-auto"),
-        pytest.param(create, AxisType.Explicit, id="eager-explicit"),
-        pytest.param(create_with_constraint, AxisType.Auto, id="constrained-auto"),
-    ],
-)
-def test_annotated_parameters_on_a_mesh(build, make, kind):
+WAYS = {
+    "eager-explicit": (create, AxisType.Explicit),
+    "eager-auto": (create, AxisType.Auto),
+    "constrained-auto": (create_with_constraint, AxisType.Auto),
+}
+
+
+@pytest.mark.parametrize(("build", "way"), programs.each_way(WAYS))
+def test_annotated_parameters_on_a_mesh(build, way):
+    make, kind = way
     tx = build(programs.RATE, **programs.DECAY)
     with jax.set_mesh(meshes.mesh_of(MESH, kind)):
         model, optimizer = make(tx)

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import msvag_optax as mo
 from tests import conformance
-from tests.conformance import PARAMS, RATE, ROWS, SHAPES, STREAM
+from tests.conformance import PARAMS, RATE, ROWS, SHAPES, STREAM, TYPICAL
 from tests.support import by_speed
 
 NAMES = {name: ("devices", None)[: len(shape)] for name, shape in SHAPES.items()}
@@ -55,7 +55,9 @@ def _is_box(x):
 
 
 NODES = [partitioned, logically_partitioned, nnx_state, module]
-rows = pytest.mark.parametrize("row", by_speed({row.name: row for row in ROWS}, FAST))
+# The others differ from these in a formula, which is handed arrays whatever the tree is made of.
+CHOSEN = {row.name: row for row in ROWS if row.name in {*TYPICAL, *FAST}}
+rows = pytest.mark.parametrize("row", by_speed(CHOSEN, FAST))
 
 
 def plain(tree):

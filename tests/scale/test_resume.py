@@ -1,4 +1,7 @@
-"""A run that is killed at any moment goes on where it was, and ends where it would have ended."""
+"""A run that is killed at any moment goes on where it was, and ends where it would have ended.
+
+That the programs of `examples/` go on beside half a checkpoint is in `test_examples.py`.
+"""
 
 import itertools
 import os
@@ -11,21 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 100
 
-# Saves at every fifth step, so that each kill but the first meets a checkpoint being written.
-EXAMPLE = f"""
-import runpy, sys
-import jax, numpy as np
-output, checkpoints, program = sys.argv[1:]
-main = runpy.run_path(program)["main"]
-main.__globals__["EVERY"] = 5
-params, opt_state, *_ = main({STEPS}, checkpoints)
-np.savez(output, *map(np.asarray, jax.tree.leaves((params, opt_state))))
-"""
-
-# Eight devices share parameters and state. A checkpoint is written while the donated steps go on.
+# Eight devices share parameters and state. A checkpoint is written while the donated steps go on,
+# at every fifth step, so that each kill but the first meets one that is being written.
 SHARDED = f"""
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -71,16 +63,10 @@ for leaf in jax.tree.leaves(carry):
 np.savez(output, *map(np.asarray, jax.tree.leaves(carry)))
 """
 
-RUNS = {
-    "train_plain_jax": [EXAMPLE, str(EXAMPLES / "train_plain_jax.py")],
-    "sharded": [SHARDED],
-}
 
-
-def command(run: str, folder: Path) -> list[str]:
-    program, *arguments = RUNS[run]
+def command(folder: Path) -> list[str]:
     output, checkpoints = str(folder / "end.npz"), str(folder / "checkpoints")
-    return [sys.executable, "-u", "-c", program, output, checkpoints, *arguments]
+    return [sys.executable, "-u", "-c", SHARDED, output, checkpoints]
 
 
 def being_written(folder: Path) -> bool:
@@ -109,8 +95,7 @@ MOMENTS = [(0, 1.5), (2, 0.0), (1, 1e-3), (1, 1e-2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", RUNS)
-def test_a_killed_run_ends_where_it_would_have_ended(run, tmp_path):
+def test_a_killed_run_ends_where_it_would_have_ended(tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     # The first run compiles for all, into a folder that no run is killed in while it writes there.
     environment = os.environ | {
@@ -120,12 +105,12 @@ def test_a_killed_run_ends_where_it_would_have_ended(run, tmp_path):
     for folder in (undisturbed, disturbed):
         folder.mkdir()
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "timeout": 300, "env": environment}
-    subprocess.run(command(run, undisturbed), **quiet)
+    subprocess.run(command(undisturbed), **quiet)
 
     half_written = 0
     for lines, seconds in MOMENTS:
         with subprocess.Popen(
-            command(run, disturbed),
+            command(disturbed),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
@@ -133,7 +118,7 @@ def test_a_killed_run_ends_where_it_would_have_ended(run, tmp_path):
             kill(lines, seconds, disturbed, process)
         half_written += being_written(disturbed)
     assert half_written > 0, "no kill met a checkpoint that was being written"
-    subprocess.run(command(run, disturbed), **quiet)
+    subprocess.run(command(disturbed), **quiet)
 
     with np.load(undisturbed / "end.npz") as expected, np.load(disturbed / "end.npz") as got:
         assert expected.files == got.files

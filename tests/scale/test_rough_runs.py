@@ -167,17 +167,11 @@ def test_without_a_guard_an_infinity_stays_and_spoils_no_more_than_nan(row):
 # Float16, with a loss scale that finds its size by itself.
 
 TRAINING_STEPS = 400
-NAMED = {
+NAMED = {  # by elements, with a count for each, by layers, and of the whole tree
     "msvag": lambda: mo.msvag(0.5),
-    "svag": lambda: mo.svag(0.5),
     "expectigrad": lambda: mo.expectigrad(0.01),
     "novograd": lambda: mo.novograd(0.01, b2=0.98),
-    "amsgrad": lambda: mo.amsgrad(0.01),
-    "adamw": lambda: mo.adamw(0.01),
     "bert_adamw": lambda: mo.bert_adamw(0.02, 2 * TRAINING_STEPS, 20),
-    "momentum_sgd": lambda: mo.dissection(0.5).momentum_sgd,
-    "m_ssd": lambda: mo.dissection(0.003).m_ssd,
-    "adam": lambda: mo.dissection(0.01).adam,
 }
 
 
@@ -268,16 +262,8 @@ def test_float16_with_a_loss_scale_trains_like_float32(optimizer):
 
 # Up to a million parameters in 5,000 leaves.
 
-DECAYING = {
-    "msvag": mo.msvag,
-    "svag": mo.svag,
-    "expectigrad": mo.expectigrad,
-    "novograd": mo.novograd,
-    "amsgrad": mo.amsgrad,
-    "adamw": mo.adamw,
-    # Without the clipping, by which each leaf feels all others.
-    "bert_adamw": lambda rate, **named: mo.bert_adamw(rate, 100, 0, max_grad_norm=None, **named),
-}
+# What finds a leaf its way is the same for all. These count for all, for each element, for layers.
+DECAYING = {"msvag": mo.msvag, "expectigrad": mo.expectigrad, "novograd": mo.novograd}
 
 
 def many_leaves(seed: int, stages: int) -> Any:
@@ -309,9 +295,11 @@ def optimizer_with_exclusions(name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stages"), [("msvag", 50), *((name, 5) for name in DECAYING)])
+@pytest.mark.parametrize(
+    ("name", "stages"), [(name, 50 if name == "msvag" else 5) for name in DECAYING]
+)
 def test_a_block_among_many_leaves_goes_its_own_way(name, stages):
-    """Among 5,000 leaves for one optimizer; what finds a leaf its way is the same for all."""
+    """Among 5,000 leaves for one optimizer, among 500 for the others."""
     params, gradients = many_leaves(0, stages), many_leaves(1, stages)
     assert len(jax.tree.leaves(params)) == 100 * stages
     tx = optimizer_with_exclusions(name)
