@@ -15,7 +15,7 @@ _everywhere = hypothesis.settings(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile("fast", _everywhere, max_examples=25)
-hypothesis.settings.register_profile("slow", _everywhere, max_examples=500)
+hypothesis.settings.register_profile("slow", _everywhere, max_examples=200)
 hypothesis.settings.load_profile("fast")  # `pytest --hypothesis-profile=slow` looks longer.
 
 
