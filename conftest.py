@@ -1,5 +1,6 @@
 """What every test and every doctest runs on: the CPU, split into eight devices."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -38,3 +39,8 @@ def pytest_configure(config):
     if config.option.markexpr == "not slow":
         value = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", value not in ("", "0"))
+
+
+def pytest_collection_finish():
+    """What has been imported stays, and no collection of garbage need look at it again."""
+    gc.freeze()
