@@ -53,13 +53,10 @@ def check_eager_and_scan_agree(row: Row) -> None:
 def check_vmap(row: Row) -> None:
     """Two runs under one `jax.vmap`, with rates of their own, are two runs."""
     rates = jnp.asarray([0.0, 1.0])
-    streams = [STREAM, STREAM[::-1]]
-
-    def run(rate: jax.Array, stream: Any) -> Any:
-        return run_eagerly(row.build(rate), stream)
-
-    together = jax.vmap(run)(rates, stacked(streams))
-    apart = [run(rate, stream) for rate, stream in zip(rates, streams, strict=True)]
+    streams = [GRADIENTS, stacked(STREAM[::-1])]
+    run = trajectory(row)
+    together = jax.vmap(run, in_axes=(0, None, 0))(rates, PARAMS, stacked(streams))
+    apart = [run(rate, PARAMS, stream) for rate, stream in zip(rates, streams, strict=True)]
     assert_close(together, stacked(apart))
 
 
