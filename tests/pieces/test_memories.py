@@ -281,7 +281,7 @@ def test_parts_may_lie_on_several_devices(kind):
         expected, _ = tx.update(kernel, tx.init(kernel), kernel)
         with entered(mesh):
             placed = jax.device_put(kernel, sharding)
-            update, _ = jax.jit(tx.update)(placed, jax.jit(tx.init)(placed), placed)
+            update, _ = jax.jit(lambda p, tx=tx: tx.update(p, tx.init(p), p))(placed)
         np.testing.assert_allclose(update, expected, rtol=1e-6)
         assert update.sharding.is_equivalent_to(sharding, 2)
 

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import io
 import itertools
 import re
 from typing import Any
@@ -11,13 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.style import context
 from matplotlib.text import Text
 from PIL import Image
 
 import msvag_optax as mo
 from docs import figures
-from docs.figures import adamw, dissection, drawing, msvag, overview
+from docs.figures import adamw, dissection, msvag, overview
 from docs.figures.__main__ import main
+from msvag_optax.compare.picture import STYLE
 from msvag_optax.problems.reddi import PERIOD
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -73,13 +74,10 @@ def test_no_picture_is_kept_that_is_not_drawn_here():
 
 @pytest.mark.parametrize("name", figures.PAGES)
 def test_a_figure_can_be_drawn_and_its_words_read(name):
-    drawn = []
-    draw = importlib.import_module(f"docs.figures.{name}").draw
-    png = drawing.png(lambda data: drawn.append(draw(data)) or drawn[0], computed(name))
-    assert Image.open(io.BytesIO(png)).width == 1_600
-    (figure,) = drawn
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with context(STYLE):
+        figure = importlib.import_module(f"docs.figures.{name}").draw(computed(name))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
     renderer = canvas.get_renderer()
     for ax in figure.axes:
         texts = [text for text in ax.texts if text.get_text()]
@@ -97,7 +95,10 @@ def test_the_command_draws_what_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["figures", "choosing"])
     main()
     assert capsys.readouterr().out.startswith("docs/figures/choosing.png: ")
-    assert [path.name for path in (tmp_path / "docs" / "figures").iterdir()] == ["choosing.png"]
+    (picture,) = (tmp_path / "docs" / "figures").iterdir()
+    assert picture.name == "choosing.png"
+    with Image.open(picture) as image:
+        assert image.width == 1_600
     monkeypatch.setattr("sys.argv", ["figures", "chosing"])
     with pytest.raises(SystemExit):
         main()

@@ -53,7 +53,7 @@ BUILDS = {
 EVERY = pytest.mark.parametrize("build", by_speed(BUILDS, {"a direction", "an optimizer"}))
 
 
-def train(tx, params=PARAMS, steps=3, state=None, update=None):
+def train(tx, params=PARAMS, steps=2, state=None, update=None):
     """A few steps downhill, where the gradient of each element is a function of it alone."""
     state = tx.init(params) if state is None else state
     for _ in range(steps):
@@ -240,6 +240,12 @@ def test_a_run_that_is_resumed_goes_on_as_it_would_have(build, tmp_path):
         assert_equal(train(build(by_chance), params, 2, resumed), expected)
 
 
+@functools.cache
+def alone(build):
+    """The compiled run on one device."""
+    return jax.jit(lambda params: train(build(by_chance), params))(PARAMS)
+
+
 SPECS = {"bias": P("model"), "kernel": P("data", "model")}
 
 
@@ -248,18 +254,12 @@ SPECS = {"bias": P("model"), "kernel": P("data", "model")}
 def test_eight_devices_round_as_one_does(build, kind):
     mesh = mesh_of({"data": 2, "model": 4}, kind)
     tx = build(by_chance)
-
-    @jax.jit
-    def run(params):
-        return train(tx, params)
-
-    alone = run(PARAMS)
     with entered(mesh):
         shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
         params = jax.device_put(PARAMS, shardings)
-        together = run(params)
+        together = jax.jit(lambda params: train(tx, params))(params)
         assert_sharded_like(together, params)
-    assert_equal(together, alone)
+    assert_equal(together, alone(build))
 
 
 def by_hand(tx, specs=SPECS, check_vma=True):
@@ -276,11 +276,11 @@ def by_hand(tx, specs=SPECS, check_vma=True):
 
 
 @EVERY
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_of_shard_map_each_element_is_told_its_place(build, check_vma):
-    expected, _ = jax.jit(lambda params: train(build(by_chance), params))(PARAMS)
+def test_inside_of_shard_map_each_element_is_told_its_place(build):
+    expected, _ = alone(build)
     tx = build(with_options(specs=SPECS))
-    assert_equal(by_hand(tx, check_vma=check_vma)(PARAMS), expected)
+    for check_vma in (True, False):
+        assert_equal(by_hand(tx, check_vma=check_vma)(PARAMS), expected)
     assert_equal(jax.jit(lambda params: train(tx, params))(PARAMS)[0], expected)
 
 
@@ -293,22 +293,21 @@ def test_inside_of_shard_map_a_parameter_that_is_cut_needs_its_spec(build):
     with pytest.raises(ValueError, match=r"does not track.*hand `specs`"):
         by_hand(build(by_chance), check_vma=False)(PARAMS)
     whole = {"bias": P(), "kernel": P()}
-    expected, _ = jax.jit(lambda params: train(build(by_chance), params))(PARAMS)
+    expected, _ = alone(build)
     assert_equal(by_hand(build(by_chance), whole)(PARAMS), expected)
     assert_equal(by_hand(build(with_options(specs=P())), whole, check_vma=False)(PARAMS), expected)
 
 
 def test_an_axis_may_be_cut_over_two_axes_of_the_mesh():
     build, specs = BUILDS["a direction"], {"bias": P(), "kernel": P(("model", "data"))}
-    expected, _ = jax.jit(lambda params: train(build(by_chance), params))(PARAMS)
-    assert_equal(by_hand(build(with_options(specs=specs)), specs)(PARAMS), expected)
+    assert_equal(by_hand(build(with_options(specs=specs)), specs)(PARAMS), alone(build)[0])
 
 
 @EVERY
 def test_seeds_may_be_mapped_over(build):
     runs = jax.jit(jax.vmap(lambda seed: train(build(with_options(seed=seed)))))(jnp.arange(2))
     for i in range(2):
-        one = jax.jit(lambda i=i: train(build(with_options(seed=i))))()
+        one = train(build(with_options(seed=i)))
         assert_equal(jax.tree.map(lambda x, i=i: x[i], runs), one)
 
 
