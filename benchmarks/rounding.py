@@ -36,6 +36,7 @@ from msvag_optax.problems.digits import digits
 Keep = Callable[[Any], Any]
 LOW = (jnp.bfloat16, jnp.float16)
 DRAWS = 1_000_000
+ELEMENTS = 100_000  # of a second moment, over which its fall is averaged
 SIZES = (1.0, 1.7e-3, 3.3e4, 6.2e-5, 2.3e-6, 4e-8)
 FRACTIONS = (1e-5, 0.25, 0.5, 0.999)
 SHAPES: Shapes = {"kernel": (1_000, 1_000)}
@@ -89,9 +90,9 @@ def fallen(keep: Keep, steps: int = 5_000) -> float:
     sizes = jnp.where(jnp.arange(1_000 + steps) < 1_000, 1.35, 0.0135)
 
     def step(state: Any, size: jax.Array) -> tuple[Any, None]:
-        return tx.update(size * jnp.ones(100_000), state)[1], None
+        return tx.update(size * jnp.ones(ELEMENTS), state)[1], None
 
-    state, _ = jax.lax.scan(step, tx.init(jnp.ones(100_000)), sizes)
+    state, _ = jax.lax.scan(step, tx.init(jnp.ones(ELEMENTS)), sizes)
     return float(optax.tree.get(state, "average").astype(jnp.float32).mean())
 
 
