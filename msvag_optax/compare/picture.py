@@ -162,7 +162,8 @@ def _part(ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str,
     groups: list[list[str]] = []
     before = -1.0
     for label, height in heights.items():
-        if height - before > _SAME:
+        # What leaves through an edge has not ended there, and stays where its dot is.
+        if height - before > _SAME or not 0 < height < 1:
             groups.append([])
         groups[-1].append(label)
         before = height

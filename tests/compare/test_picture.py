@@ -120,6 +120,16 @@ def test_lines_that_end_in_the_same_place_are_drawn_side_by_side():
     np.testing.assert_allclose(heights["amsgrad"], exact, atol=1e-6)
 
 
+def test_lines_that_leave_the_panel_stay_where_they_are():
+    experiment = compare.EXPERIMENTS["noisy-quadratic"]
+    found = [outcome(name, losses=[[0.1, 1e4]]) for name in ("adam", "msvag", "svag")]
+    ax = compare.draw(found, experiment, "a title").axes[1]
+    for line in ax.lines:
+        np.testing.assert_allclose(
+            line.get_transform().transform((0.1, 0.1)), ax.transData.transform((0.1, 0.1))
+        )
+
+
 def contrast_on_white(colour: str) -> float:
     """As the Web Content Accessibility Guidelines count it."""
     return 1.05 / (float(linear(colour) @ np.array([0.2126, 0.7152, 0.0722])) + 0.05)
