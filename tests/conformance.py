@@ -48,7 +48,6 @@ CORE = (
     "eager_and_jit_agree",
     "empty_trees",
     "extra_arguments_are_accepted",
-    "init_from_shapes",
     "init_under_jit",
     "low_precision_is_rounded_once",
     "map_params",

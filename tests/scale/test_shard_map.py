@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import msvag_optax as mo
 
-STEPS = 5
+STEPS = 3
 
 
 def novograd(**layers):

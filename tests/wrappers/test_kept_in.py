@@ -305,10 +305,12 @@ def test_an_axis_may_be_cut_over_two_axes_of_the_mesh():
 
 @EVERY
 def test_seeds_may_be_mapped_over(build):
-    runs = jax.jit(jax.vmap(lambda seed: train(build(with_options(seed=seed)))))(jnp.arange(2))
-    for i in range(2):
-        one = train(build(with_options(seed=i)))
-        assert_equal(jax.tree.map(lambda x, i=i: x[i], runs), one)
+    def run(seed, params):
+        return train(build(with_options(seed=seed)), params)
+
+    runs = jax.jit(jax.vmap(run, (0, None)))(jnp.arange(2), PARAMS)
+    second = jax.jit(functools.partial(run, 1))(PARAMS)
+    assert_equal(runs, jax.tree.map(lambda *x: np.stack(x), alone(build), second))
 
 
 def test_a_step_that_is_dropped_rounds_nothing():
