@@ -36,9 +36,10 @@ def pytest_configure(config):
     They compile far more than they run. The slow tests run what users run, and so do the fast ones
     with `JAX_DISABLE_MOST_OPTIMIZATIONS=0`.
     """
-    if config.option.markexpr == "not slow":
-        value = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", value not in ("", "0"))
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    if config.option.markexpr == "not slow" and name not in os.environ:  # else JAX has read it
+        os.environ[name] = "1"
+        jax.config.update(name.lower(), True)
 
 
 def pytest_collection_finish():

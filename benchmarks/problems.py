@@ -13,7 +13,7 @@ from pathlib import Path
 from docs import sections
 from msvag_optax.compare import EXPERIMENTS, OPTIMIZERS, Metric, Outcome
 from msvag_optax.compare.command_line import train_all
-from msvag_optax.compare.optimizers import USUAL
+from msvag_optax.compare.optimizers import USUAL, optimizer_of
 from msvag_optax.problems import PROBLEMS, Problem
 
 TRAINED = ("digits", "char-lm", "rare-words")
@@ -28,8 +28,12 @@ def in_markdown(
     yield f"| --- |{' --- |' * len(columns)}"
     for name in OPTIMIZERS:
         cells = [
-            "".join(_cell(o, *columns[i]) for o in outcomes[columns[i][0]] if o.name == name)
-            for i in range(len(columns))
+            "".join(
+                _cell(outcome, problem, metric)
+                for outcome in outcomes[problem]
+                if optimizer_of(outcome.name) is OPTIMIZERS[name]
+            )
+            for problem, metric in columns
         ]
         if any(cells):
             yield f"| {name} | {' | '.join(cells)} |"

@@ -177,13 +177,20 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
     if not callable(value):
         raise TypeError(f"{wanted}, got {value!r}.")
     try:
-        signature = inspect.signature(value)
+        # A wrapper may say that it has the signature of another function, and have its own.
+        own, told = (inspect.signature(value, follow_wrapped=f) for f in (False, True))
     except ValueError:  # some functions written in C do not tell
         return
     try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TypeError(f"{wanted}, got {value!r}: {error}. Or is it yet to be called?") from None
+        own.bind(*arguments)
+    except TypeError:
+        try:
+            told.bind(*arguments)
+        except TypeError as error:
+            takes_some = any(p.kind < p.VAR_POSITIONAL for p in told.parameters.values())
+            is_other = takes_some and "too many" in str(error)  # such as a function of a tree
+            hint = "" if is_other else " Is it yet to be called?"
+            raise TypeError(f"{wanted}, got {value!r}: {error}.{hint}") from None
 
 
 def check_pattern(name: str, pattern: str) -> None:

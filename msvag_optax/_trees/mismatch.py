@@ -123,11 +123,6 @@ def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
     still = 0
     for index, (update, param) in enumerate(zip(update_leaves, param_leaves, strict=True)):
         if update is None or not arrays.is_inexact(param):
-            if update is not None and arrays.is_inexact(update) and _is_integer(param):
-                raise ValueError(
-                    f"The parameter {paths.names(updates)[index]!r} has integers, and its gradient "
-                    "has none: a step would be rounded away. Make the parameter floating-point."
-                )
             still += 1
             continue
         if not arrays.is_inexact(update):
@@ -141,13 +136,6 @@ def check_fits_params(updates: optax.Updates, params: optax.Params) -> bool:
                 f"its parameter has shape {jnp.shape(param)}."
             )
     return not still
-
-
-def _is_integer(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return isinstance(leaf, int) and not isinstance(leaf, bool)
-    return jnp.issubdtype(dtype, jnp.integer)
 
 
 def check_is_update(gradient: Any, new: Any) -> None:

@@ -11,8 +11,8 @@ from msvag_optax import _checks
 from msvag_optax._trees import paths
 from msvag_optax._trees.paths import PerLeaf
 
-One = str | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
-Selection = Sequence[One] | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
+Selector = str | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
+Selection = Sequence[Selector] | Callable[[str, jax.ShapeDtypeStruct], bool] | PerLeaf
 
 
 def fewer_than_two_axes(*, stacked: Selection = ()) -> PerLeaf:
@@ -58,7 +58,7 @@ def selected(argument: str, selection: Any) -> PerLeaf:
     """
     if isinstance(selection, PerLeaf) or callable(selection):
         return _by_function(argument, selection)
-    if isinstance(selection, str) or not isinstance(selection, Sequence):
+    if isinstance(selection, str | bytes) or not isinstance(selection, Sequence):
         hint = f" For one pattern, write [{selection!r}]." if isinstance(selection, str) else ""
         raise TypeError(f"{_wanted(argument)}, got {selection!r}.{hint}")
     each = [_by_pattern_or_function(argument, one) for one in selection]
@@ -75,8 +75,8 @@ def selected(argument: str, selection: Any) -> PerLeaf:
 
 def _wanted(argument: str) -> str:
     return (
-        f"`{argument}` must be a sequence of regular expressions such as ('bias', 'norm'), or a "
-        "function of a parameter's name and shape"
+        f"`{argument}` must be a list of regular expressions such as 'bias', a function of a "
+        "parameter's name and shape, `fewer_than_two_axes()`, or a list of such"
     )
 
 

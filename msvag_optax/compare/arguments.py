@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=_separated_by_commas(_one_of("optimizer", tuple(OPTIMIZERS))),
         nargs="+",
         metavar="NAME",
-        help="which of the optimizers below, by spaces or commas (default: the problem's)",
+        help="which of the optimizers below, split by spaces or commas (default: the problem's)",
     )
     parser.add_argument(
         "--learning-rates",
@@ -109,7 +109,7 @@ def _epilog() -> str:
             + (" (*)" if experiment.gradient_size != 1 else "")
         )
         if experiment.besides:
-            lines.append(f"  {'':17} with these, too: {', '.join(experiment.besides)}")
+            lines.append(f"  {'':17} also compared here: {', '.join(experiment.besides)}")
     others = {name: o for name, o in OPTIMIZERS.items() if name not in USUAL}
     for title, optimizers in {"usual optimizers:": USUAL, "other optimizers:": others}.items():
         lines += ["", title]

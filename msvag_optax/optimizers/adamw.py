@@ -48,8 +48,8 @@ def adamw(
       bias_correction: whether the averages are corrected for having started at zero; BERT's are
         not.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the second moment is kept, likewise. In bfloat16 an average

@@ -56,8 +56,8 @@ def amsgrad(
       correct_before_max: whether the second moment is corrected before its maximum is taken.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the second moment and its maximum are kept, likewise.

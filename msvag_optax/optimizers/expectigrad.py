@@ -50,8 +50,8 @@ def expectigrad(
         embedding that is seldom looked up is not taken for one whose gradients are small.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the mean of squares is kept, likewise. The counter is int32

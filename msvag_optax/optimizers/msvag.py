@@ -45,8 +45,8 @@ def msvag(
       beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the variance is kept, likewise.
@@ -115,8 +115,8 @@ def svag(
       beta: the decay of mean and variance, in [0, 1); 0 is SGD, in float32 bit for bit.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the mean is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the variance is kept, likewise.

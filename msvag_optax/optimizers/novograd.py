@@ -72,8 +72,8 @@ def novograd(
         them), so that each layer keeps a norm of its own: regular expressions, or a function
         `(name, shape) -> bool`.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       mu_dtype: the dtype in which the momentum is kept; None is that of the parameter, and at least
         float32.
       nu_dtype: the dtype in which the squared norms are kept, likewise. In bfloat16 an

@@ -55,8 +55,8 @@ def optimizer(
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
       weight_decay: the rate of decay, scaled by the learning rate; a number or a schedule.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
 
     Returns:
       The optimizer.

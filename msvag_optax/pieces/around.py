@@ -74,7 +74,7 @@ def running_max(
             estimate, _ = estimator.update(zeros, estimator.init(params), zeros)
         except TypeError as error:  # It needs an extra argument, say, which `init` is not given.
             raise TypeError(
-                f"`running_max` asks its estimator for the estimate of zeros, and has none: {error}"
+                f"`running_max` asks its estimator for an estimate of zeros, and it failed: {error}"
             ) from error
         maximum = jax.tree.map(
             lambda e: arrays.zeros_like(e, arrays.kept_dtype(e.dtype, dtype)), estimate

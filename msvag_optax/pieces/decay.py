@@ -58,8 +58,8 @@ def add_decayed_weights(
     Args:
       weight_decay: the rate, a finite number of at least 0, or a schedule of it.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
 
     Returns:
       A transformation that needs `params`.
@@ -100,8 +100,8 @@ def subtract_decayed_weights(
     Args:
       weight_decay: the rate, a finite number of at least 0, or a schedule of it.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
 
     Returns:
       A transformation that needs `params`.

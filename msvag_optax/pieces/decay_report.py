@@ -20,8 +20,8 @@ def weight_decay_report(
     Args:
       params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`; or
-        `fewer_than_two_axes()`, as is usual.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these.
       file: where to print; None is the standard output.
 
     Raises:

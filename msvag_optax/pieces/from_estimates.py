@@ -113,7 +113,7 @@ def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
     try:
         signature.bind("gradient", **estimators)
     except TypeError as error:
-        hint = "" if {*signature.parameters} & {*estimators} else " Or is it yet to be called?"
+        hint = "" if {*signature.parameters} & {*estimators} else " Is it yet to be called?"
         raise TypeError(
             f"`formula` takes ({', '.join(signature.parameters)}), which does not fit a gradient "
             f"and estimates named {', '.join(estimators)}: {error}.{hint}"

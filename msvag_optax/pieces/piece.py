@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from msvag_optax import _checks
 from msvag_optax._trees import partials, paths
 from msvag_optax._trees.driver import Rule
+from msvag_optax._trees.layout import is_place
 from msvag_optax._trees.rules import Piece, from_rule
 
 
@@ -90,13 +91,19 @@ def piece(
     if needs_count and advance is None:
         raise TypeError("`needs_count` must be False where there is no `advance`, which reads it.")
     rule = Rule(
-        init,
+        init if not isinstance(leaf, paths.PerLeaf) else functools.partial(_init, init, leaf),
         _still if advance is None else functools.partial(_advance, advance),
         partials.bind(_leaf, leaf),
         read,
         needs_count,
     )
     return from_rule(rule, estimates=estimates)
+
+
+def _init(init: Callable[[Any], Any], leaf: paths.PerLeaf, params: Any) -> Any:
+    if not is_place(params):
+        leaf.check(params)
+    return init(params)
 
 
 def _advance(

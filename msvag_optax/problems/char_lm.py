@@ -47,8 +47,9 @@ def char_lm(model: nn.Module | None = None, batch_size: int = 16, length: int = 
 
     Returns:
       A `Problem` with the metrics `train loss` and `held-out loss`, the mean cross-entropy in nats
-      over as many pieces of the text that is trained on, and of the ends of its files, which are
-      not. The text differs by Python's version, and the losses with it: `source` says which it is.
+      over `EXAMPLES` pieces of the text that is trained on, and of the ends of its files, which are
+      not (some of these, such as boilerplate, stand in the rest as well). The text differs by
+      Python's version, and the losses with it: `source` says which it is.
 
     Raises:
       FileNotFoundError: if Python's sources are not there.

@@ -14,7 +14,7 @@ from msvag_optax.problems.library_text import evenly, load_text
 from msvag_optax.problems.problem import Params, Problem
 
 WORD = re.compile(r"\w+|[^\w\s]")
-RARE = 20  # times in the text, at most
+RARE = 20  # times in the text that is trained on, at most
 EXAMPLES = 2_048  # on which a point is judged
 
 
@@ -36,10 +36,11 @@ class NextWord(nn.Module):
 def rare_words(batch_size: int = 64, answers: int = 64) -> Problem:
     """Predicting what follows two words of Python's own sources, where most words are rare.
 
-    Words are what `WORD` finds: names, numbers, and single signs. Each that occurs twice in the
-    text has a row in the embedding, and most of these occur a few times. Of what follows, the most
-    frequent words are told apart, and all others are one: a name's row says whether a bracket, a
-    dot or a comma is to be expected. So in most steps most rows have no gradient.
+    Words are what `WORD` finds: names, numbers, and single signs. Each that occurs at least twice
+    in the text that is trained on has a row in the embedding, and most of these occur a few times.
+    Of what follows, the most frequent words are told apart, and all others are one: a name's row
+    says whether a bracket, a dot or a comma is to be expected. So in most steps most rows have no
+    gradient.
 
     Args:
       batch_size: the number of pairs that a gradient is averaged over.
@@ -49,7 +50,7 @@ def rare_words(batch_size: int = 64, answers: int = 64) -> Problem:
     Returns:
       A `Problem` with the metrics `held-out loss`, the mean cross-entropy in nats on the ends of
       the files, which are not trained on, and `after rare words`, the same where the newest word
-      occurs up to `RARE` times in the text that is trained on. The text differs by Python's
+      occurs two to `RARE` times in the text that is trained on. The text differs by Python's
       version: `source` says which it is.
 
     Raises:

@@ -76,5 +76,5 @@ def test_one_float_a_layer():
 def test_stacked_must_match():
     with pytest.raises(ValueError, match=r"`stacked` has the pattern 'blocks'.*'kernel'"):
         mo.novograd(0.1, stacked=["blocks"]).init({"kernel": jnp.ones(2)})
-    with pytest.raises(TypeError, match="`stacked` must be a sequence of regular expressions"):
+    with pytest.raises(TypeError, match="`stacked` must be a list of regular expressions"):
         mo.novograd(0.1, stacked="blocks")

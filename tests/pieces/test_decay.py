@@ -184,8 +184,8 @@ def test_berts_own_patterns_may_miss_and_a_callers_may_not():
 @pytest.mark.parametrize(
     ("exclude", "error", "message"),
     [
-        ("bias", TypeError, "must be a sequence of regular expressions.*got 'bias'"),
-        ([3], TypeError, "must be a sequence of regular expressions.*got 3 in it"),
+        ("bias", TypeError, "must be a list of regular expressions.*got 'bias'"),
+        ([3], TypeError, "must be a list of regular expressions.*got 3 in it"),
         (["("], ValueError, r"must hold regular expressions, got '\('"),
     ],
 )

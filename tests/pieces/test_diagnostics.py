@@ -128,5 +128,5 @@ def test_a_pattern_of_stacked_layers_must_fit():
         mo.signal_to_noise(state, stacked=["layers"])
     with pytest.raises(ValueError, match="`stacked` matches 'scale', a scalar"):
         mo.signal_to_noise(state, stacked=["scale"])
-    with pytest.raises(TypeError, match="`stacked` must be a sequence"):
+    with pytest.raises(TypeError, match="`stacked` must be a list of regular"):
         mo.signal_to_noise(state, stacked="blocks")

@@ -244,8 +244,17 @@ def test_an_extra_argument_that_is_missing_is_named():
     tx = mo.piece(lambda params: None, lambda s, g, state, p: (s * g, state), advance=advance)
     with pytest.raises(TypeError, match="needs the extra argument `factor`"):
         tx.update(PARAMS, tx.init(PARAMS))
-    with pytest.raises(TypeError, match=r"`running_max` asks .*, and has none: .* `factor`"):
+    with pytest.raises(TypeError, match=r"`running_max` asks .*, and it failed: .* `factor`"):
         mo.running_max(tx).init(PARAMS)
+
+
+def test_the_choice_of_a_leaf_is_checked_in_init():
+    def check(params):
+        raise ValueError("no such parameter")
+
+    leaf = mo.PerLeaf(lambda name, shape: lambda s, g, state, p: (g, state), check)
+    with pytest.raises(ValueError, match="no such parameter"):
+        mo.piece(lambda params: None, leaf).init(PARAMS)
 
 
 def test_a_piece_behind_one_of_optaxs_is_given_what_update_was():

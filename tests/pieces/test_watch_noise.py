@@ -468,7 +468,7 @@ def test_bad_extra_arguments_are_refused(tx, change, error, sentence):
 def test_bad_arguments_are_refused_when_it_is_built():
     with pytest.raises(TypeError, match="`weighting` must be a Weighting"):
         mo.watch_noise(0.9)
-    with pytest.raises(TypeError, match="`stacked` must be a sequence"):
+    with pytest.raises(TypeError, match="`stacked` must be a list of regular"):
         mo.watch_noise(mo.exponential(0.9), stacked="w")
     with pytest.raises(TypeError, match="`details` must be True or False"):
         mo.noise_scale(watched(), details="all")
