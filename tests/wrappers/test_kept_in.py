@@ -414,7 +414,7 @@ BAD = {
     ),
 }
 BAD_TYPE = {
-    "names": (lambda: by_chance(optax.trace(0.9), exclude="nu"), "`exclude` must be a list of regular"),
+    "names": (lambda: by_chance(optax.trace(0.9), exclude="nu"), "`exclude` must be a sequence"),
     "specs": (
         lambda: by_chance(optax.trace(0.9), specs={"bias": "data"}),
         "`specs` must be None, a PartitionSpec, or a tree of them",
