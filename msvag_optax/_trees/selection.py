@@ -84,7 +84,7 @@ def _by_pattern_or_function(argument: str, one: Any) -> PerLeaf:
     if isinstance(one, str):
         _checks.check_pattern(argument, one)
         return PerLeaf(
-            lambda name, shape: re.search(one, name) is not None,
+            lambda name, shape: matches([one], name),
             lambda params: check_patterns_match(argument, [one], params),
         )
     if isinstance(one, PerLeaf) or callable(one):
