@@ -13,6 +13,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(CACHES / "python")
 
+# Only now, since it is their bytecode that is to be kept.
 import jax  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 

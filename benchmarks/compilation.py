@@ -182,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = "\n".join(in_markdown(found, parts, arguments.pairs))
     print(table)
     if arguments.output:
-        arguments.output.write_text(table + "\n")
-        sections.write(str(arguments.output))
+        sections.keep(arguments.output, table)
 
 
 if __name__ == "__main__":

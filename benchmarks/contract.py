@@ -87,8 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(line, flush=True)
         printed.append(line)
     if parsed.output:
-        parsed.output.write_text("\n".join(printed) + "\n")
-        sections.write(str(parsed.output))
+        sections.keep(parsed.output, "\n".join(printed))
 
 
 if __name__ == "__main__":

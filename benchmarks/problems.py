@@ -13,7 +13,7 @@ from pathlib import Path
 from docs import sections
 from msvag_optax.compare import EXPERIMENTS, OPTIMIZERS, Metric, Outcome
 from msvag_optax.compare.command_line import train_all
-from msvag_optax.compare.optimizers import USUAL, optimizer_of
+from msvag_optax.compare.optimizers import optimizer_of
 from msvag_optax.problems import PROBLEMS, Problem
 
 TRAINED = ("digits", "char-lm", "rare-words")
@@ -71,14 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     problems = {name: PROBLEMS[name]() for name in TRAINED}
     outcomes = {
-        name: train_all(problem, EXPERIMENTS[name], [*USUAL, *EXPERIMENTS[name].besides])
+        name: train_all(problem, EXPERIMENTS[name], EXPERIMENTS[name].optimizers)
         for name, problem in problems.items()
     }
     table = "\n".join(in_markdown(outcomes, problems))
     print(table)
     if arguments.output:
-        arguments.output.write_text(table + "\n")
-        sections.write(str(arguments.output))
+        sections.keep(arguments.output, table)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,8 @@ def write_down(output: Path | None, tables: str, values: Any) -> None:
     A page that shows this file is written anew.
     """
     if output:
-        Path(f"{output}.md").write_text(tables + "\n")
         Path(f"{output}.json").write_text(json.dumps(values, indent=1) + "\n")
-        sections.write(f"{output}.md")
+        sections.keep(Path(f"{output}.md"), tables)
 
 
 def as_json(row: Any) -> dict[str, Any]:

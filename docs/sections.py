@@ -43,6 +43,12 @@ def write(source: str = "") -> None:
             page.write_text(filled(text))
 
 
+def keep(path: Path, text: str) -> None:
+    """Writes what a command has found to a file, and into the pages that show it."""
+    path.write_text(text + "\n")
+    write(str(path))
+
+
 def _section(source: str, names: list[str]) -> str:
     if source == "msvag_optax":
         from docs import api_reference  # which imports JAX

@@ -178,19 +178,20 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
         raise TypeError(f"{wanted}, got {value!r}.")
     try:
         # A wrapper may say that it has the signature of another function, and have its own.
-        own, told = (inspect.signature(value, follow_wrapped=f) for f in (False, True))
+        signatures = [inspect.signature(value, follow_wrapped=f) for f in (False, True)]
     except ValueError:  # some functions written in C do not tell
         return
-    try:
-        own.bind(*arguments)
-    except TypeError:
+    mismatch = TypeError()
+    for signature in signatures:
         try:
-            told.bind(*arguments)
+            signature.bind(*arguments)
+            return
         except TypeError as error:
-            takes_some = any(p.kind < p.VAR_POSITIONAL for p in told.parameters.values())
-            is_other = takes_some and "too many" in str(error)  # such as a function of a tree
-            hint = "" if is_other else " Is it yet to be called?"
-            raise TypeError(f"{wanted}, got {value!r}: {error}.{hint}") from None
+            mismatch = error
+    takes_some = any(p.kind < p.VAR_POSITIONAL for p in signatures[-1].parameters.values())
+    is_other = takes_some and "too many" in str(mismatch)  # such as a function of a tree
+    hint = "" if is_other else " Is it yet to be called?"
+    raise TypeError(f"{wanted}, got {value!r}: {mismatch}.{hint}")
 
 
 def check_pattern(name: str, pattern: str) -> None:

@@ -106,10 +106,10 @@ class Driver:
             ) from None
         columns = [leaves.split(tree) for tree in trees]
         given = [None] * len(leaves.values) if params is None else leaves.split(params)
-        whole = (updates, params) if self.rule.needs_tree else None
-        if self.makes_updates:
-            whole = jax.tree.map(arrays.widen, whole)
-        extra = Extra(extra_args, whole)
+        extra = Extra(extra_args)
+        if self.rule.needs_tree:
+            whole = updates, params
+            extra.whole = jax.tree.map(arrays.widen, whole) if self.makes_updates else whole
         numbers = layout.join([None] * len(trees), numbers)
         shared, numbers = self.rule.advance(numbers, extra)
         shared_by_leaf = leaves.distribute(shared)

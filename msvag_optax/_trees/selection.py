@@ -56,12 +56,11 @@ def selected(argument: str, selection: Any) -> PerLeaf:
       TypeError: if the selection is none; where it is asked, if a function gives no bool.
       ValueError: if a pattern is no regular expression; in `check`, if it is found in no path.
     """
-    if isinstance(selection, PerLeaf) or callable(selection):
-        return _by_function(argument, selection)
-    if isinstance(selection, str | bytes) or not isinstance(selection, Sequence):
+    is_rule = _is_rule(selection)
+    if not is_rule and (isinstance(selection, str | bytes) or not isinstance(selection, Sequence)):
         hint = f" For one pattern, write [{selection!r}]." if isinstance(selection, str) else ""
         raise TypeError(f"{_wanted(argument)}, got {selection!r}.{hint}")
-    each = [_by_pattern_or_function(argument, one) for one in selection]
+    each = [_selector(argument, one) for one in ([selection] if is_rule else selection)]
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> bool:
         return any(one.at(name, shape) for one in each)
@@ -73,6 +72,10 @@ def selected(argument: str, selection: Any) -> PerLeaf:
     return PerLeaf(at, check)
 
 
+def _is_rule(selection: Any) -> bool:
+    return isinstance(selection, PerLeaf) or callable(selection)
+
+
 def _wanted(argument: str) -> str:
     return (
         f"`{argument}` must be a list of regular expressions such as 'bias', a function of a "
@@ -80,33 +83,22 @@ def _wanted(argument: str) -> str:
     )
 
 
-def _by_pattern_or_function(argument: str, one: Any) -> PerLeaf:
+def _selector(argument: str, one: Any) -> PerLeaf:
     if isinstance(one, str):
         _checks.check_pattern(argument, one)
         return PerLeaf(
             lambda name, shape: matches([one], name),
             lambda params: check_patterns_match(argument, [one], params),
         )
-    if isinstance(one, PerLeaf) or callable(one):
-        return _by_function(argument, one)
-    raise TypeError(f"{_wanted(argument)}, got {one!r} in it.")
-
-
-def _by_function(argument: str, selection: Any) -> PerLeaf:
-    function, check = selection, None
-    if isinstance(selection, PerLeaf):
-        function, check = selection
-    else:
-        _checks.check_function(
-            argument,
-            selection,
-            "(name, shape) -> bool, of one parameter and not of a tree as optax's masks are",
-            "name",
-            "shape",
-        )
+    if not _is_rule(one):
+        raise TypeError(f"{_wanted(argument)}, got {one!r} in it.")
+    if not isinstance(one, PerLeaf):
+        wanted = "(name, shape) -> bool, of one parameter and not of a tree as optax's masks are"
+        _checks.check_function(argument, one, wanted, "name", "shape")
+        one = PerLeaf(one)
 
     def at(name: str, shape: jax.ShapeDtypeStruct) -> bool:
-        answer = function(name, shape)
+        answer = one.at(name, shape)
         if not isinstance(answer, bool | np.bool_):
             raise TypeError(
                 f"`{argument}` must be a function that returns True or False, got {answer!r} of it "
@@ -114,7 +106,7 @@ def _by_function(argument: str, selection: Any) -> PerLeaf:
             )
         return bool(answer)
 
-    return PerLeaf(at, check or (lambda params: None))
+    return one._replace(at=at)
 
 
 def layers(stacked: Any) -> PerLeaf:

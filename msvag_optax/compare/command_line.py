@@ -14,7 +14,7 @@ import optax
 from msvag_optax.compare.arguments import PROGRAM, make_parser, plural
 from msvag_optax.compare.experiments import EXPERIMENTS, Experiment
 from msvag_optax.compare.files import write_whole
-from msvag_optax.compare.optimizers import OPTIMIZERS, USUAL, Optimizer, Settings
+from msvag_optax.compare.optimizers import OPTIMIZERS, Optimizer, Settings
 from msvag_optax.compare.picture import draw, render
 from msvag_optax.compare.table import format_table
 from msvag_optax.compare.training import Outcome, train
@@ -110,7 +110,7 @@ def _build(optimizer: Optimizer, settings: Settings, rate: Any) -> optax.Gradien
 
 def _compare(arguments: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[arguments.problem]
-    names = [*USUAL, *experiment.besides]
+    names = experiment.optimizers
     if arguments.optimizers:
         names = list(dict.fromkeys(itertools.chain(*arguments.optimizers)))
     if arguments.learning_rates:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from msvag_optax.compare.optimizers import Optimizer
+from msvag_optax.compare.optimizers import USUAL, Optimizer
 from msvag_optax.problems.reddi import PERIOD
 
 
@@ -76,6 +76,11 @@ class Experiment(NamedTuple):
     weight_decay: float = 0.0
     besides: tuple[str, ...] = ()
     measurements: int = 100
+
+    @property
+    def optimizers(self) -> list[str]:
+        """The names of those that are compared here by default."""
+        return [*USUAL, *self.besides]
 
     def rates_for(self, optimizer: Optimizer) -> tuple[float, ...]:
         """The default grid of `optimizer`."""
