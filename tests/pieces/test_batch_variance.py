@@ -68,7 +68,7 @@ def test_optax_hands_it_the_examples():
         optax.chain(mo.watch_noise(mo.arithmetic()), optax.sgd(0.1)),
         aggregator_has_aux=True,
     )
-    _, whole_state = whole.update(EXAMPLES, whole.init(PARAMS), PARAMS)
+    _, whole_state = jax.jit(whole.update)(EXAMPLES, whole.init(PARAMS), PARAMS)
     halves = aggregating.process(
         optax.identity(),
         aggregating.get_per_element_mean_and_sum_sq_diff_grads(accumulation_steps=2),
@@ -78,7 +78,7 @@ def test_optax_hands_it_the_examples():
     halves_state = halves.init(PARAMS)
     for half in (slice(6), slice(6, 12)):
         examples = jax.tree.map(lambda g, half=half: g[half], EXAMPLES)
-        _, halves_state = halves.update(examples, halves_state, PARAMS)
+        _, halves_state = jax.jit(halves.update)(examples, halves_state, PARAMS)
     tx = mo.watch_noise(mo.arithmetic())
     gradient, extra = sample()
     _, state = tx.update(gradient, tx.init(PARAMS), PARAMS, **extra)

@@ -115,7 +115,7 @@ CHAINS = {
 @pytest.mark.parametrize("name", [*CHAINS])
 def test_a_chain_is_optaxs(name):
     ours, theirs = mo.chain(*CHAINS[name]()), optax.chain(*CHAINS[name]())
-    gradients = {"a": jnp.asarray([3.0, -4.0]), "b": {"c": jnp.asarray(2.0)}}
+    gradients = {"a": jnp.asarray([3.0, -4.0]), "b": {"c": jnp.asarray([2.0, 1.0])}}
     state, state_of_optax = ours.init(gradients), theirs.init(gradients)
     assert jax.tree.structure(state) == jax.tree.structure(state_of_optax)
     for step in range(3):

@@ -116,8 +116,8 @@ def test_stacked_layers_train_like_layers(options):
 
 @pytest.mark.usefixtures("float64")
 def test_one_norm_for_all_layers_is_another_optimizer():
-    params, _ = train(mo.novograd(RATE, 0.9, 0.8), stack())
-    assert largest_difference(params, novograd_unrolled("plain")) > 1e-3
+    params, _ = train(mo.novograd(RATE, 0.9, 0.8, **NOVOGRAD["all"]), stack())
+    assert largest_difference(params, novograd_unrolled("all")) > 1e-3
 
 
 @pytest.mark.slow
