@@ -44,5 +44,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """What has been imported stays, and no collection of garbage need look at it again."""
+    """What has been imported stays, and what JAX remembers: little of it is garbage to look for."""
     gc.freeze()
+    gc.set_threshold(100_000)

@@ -1,5 +1,6 @@
 """The processor time of compiling: what is compared, and the table. No test looks at a time."""
 
+import gc
 import math
 import re
 
@@ -23,6 +24,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(compilation, "dense_layers", lambda: {"kernel": (4, 2)})
     monkeypatch.setattr(compilation, "decoder", lambda: shapes)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(gc, "collect", lambda: None)
     cached = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", cached)
