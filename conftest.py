@@ -30,6 +30,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 mpl.use("agg")  # No test opens a window.
 
+# JAX remembers much and drops little: looking for garbage as often as Python does takes a twentieth
+# of the time.
+gc.set_threshold(100_000)
+
 
 def pytest_configure(config):
     """The fast tests, and the programs that they start, do without LLVM's expensive passes.
@@ -41,9 +45,3 @@ def pytest_configure(config):
     if config.option.markexpr == "not slow" and name not in os.environ:  # else JAX has read it
         os.environ[name] = "1"
         jax.config.update(name.lower(), True)
-
-
-def pytest_collection_finish():
-    """What has been imported stays, and what JAX remembers: little of it is garbage to look for."""
-    gc.freeze()
-    gc.set_threshold(100_000)
