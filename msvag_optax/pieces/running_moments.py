@@ -12,7 +12,7 @@ from msvag_optax._trees import arrays, mismatch, partials
 from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rules import Piece
 from msvag_optax.pieces.piece import piece
-from msvag_optax.pieces.quantities import absolute_square, square
+from msvag_optax.pieces.quantities import square
 from msvag_optax.pieces.weightings import Weighting, check_weighting, keeps_newest, weigh
 
 
@@ -175,7 +175,7 @@ def _observe(
     distance = gradient - mean
     weights = jax.tree.map(lambda w: w.astype(arrays.real_dtype(mean.dtype)), weights)
     # Scaled before it is squared, so that 0 times infinity is avoided where nothing is older.
-    squared_distance = arrays.saturate(absolute_square(distance * weights.over_root_of_older))
+    squared_distance = square(distance * weights.over_root_of_older)
     variance = arrays.lerp(state.biased_variance, squared_distance, weights.newest)
     moments = _moments(mean, variance, weights.unbias, weights.unbias_of_mean)
     return moments, state._replace(mean=mean, biased_variance=variance)
