@@ -38,12 +38,12 @@ sys.path.insert(0, str(root))
 # for six million. A large gradient is rare and right; small ones are frequent and wrong:
 #
 # $$
-# f_t(x) = \begin{cases} 1010\,x &
-# \text{at every 101st step (online), or with probability 0.01 (stochastic),} \\
-# -10\,x & \text{otherwise,} \end{cases} \qquad x \in [-1, 1].
+# f_t(x) = \begin{cases} 1010 x &
+# \text{at every 101st step (online), or with probability 0.01 (stochastic),} \cr
+# -10 x & \text{otherwise,} \end{cases} \qquad x \in [-1, 1].
 # $$
 #
-# One period of the online problem sums to $+10\,x$, and the stochastic one is $+0.2\,x$ in
+# One period of the online problem sums to $+10 x$, and the stochastic one is $+0.2 x$ in
 # expectation, so the best point is $x^* = -1$ and the worst is $x = +1$. The *average regret*,
 # $\frac1T \sum_t \left(f_t(x_t) - f_t(x^*)\right)$, is the cost of not sitting at the best point.
 # All runs start halfway, at $x = 0$.

@@ -29,14 +29,14 @@ sys.path.insert(0, str(root))
 # %% [markdown]
 # ## How it was found
 #
-# L2 regularization adds $\frac\lambda2\|p\|^2$ to the loss, and so $\lambda p$ to the gradient.
-# Weight decay shortens the parameters a little at each step. For SGD these are one and the same. In
-# Adam, $\lambda p$ becomes part of a gradient that is divided by its own root mean square.
-# Loshchilov and Hutter ([arXiv 1711.05101](https://arxiv.org/abs/1711.05101)) pointed this out,
-# decoupled the decay from the gradient, and called the result AdamW. They report two gains: the
-# best decay no longer depends on the learning rate, and Adam generalizes better. We look at both,
-# and then at two questions of practice: whether biases and normalization should decay, and whether
-# BERT's Adam can do without the correction of its bias.
+# L2 regularization adds $\frac{\lambda}{2} \lVert p \rVert^2$ to the loss, and so $\lambda p$ to
+# the gradient. Weight decay shortens the parameters a little at each step. For SGD these are one
+# and the same. In Adam, $\lambda p$ becomes part of a gradient that is divided by its own root mean
+# square. Loshchilov and Hutter ([arXiv 1711.05101](https://arxiv.org/abs/1711.05101)) pointed this
+# out, decoupled the decay from the gradient, and called the result AdamW. They report two gains:
+# the best decay no longer depends on the learning rate, and Adam generalizes better. We look at
+# both, and then at two questions of practice: whether biases and normalization should decay, and
+# whether BERT's Adam can do without the correction of its bias.
 #
 # Regularization matters where data are few and not all true. The network sees a hundred and fifty
 # handwritten digits, a fifth of which get a random label; the labels of the test images are right.

@@ -36,7 +36,7 @@ sys.path.insert(0, str(root))
 # | --- | --- | --- | --- |
 # | *layerwise Expectigrad* | the layer's squared norm | arithmetic | $g / \sqrt v$ |
 # | *adapted Lion* | the gradient | exponential | Lion's $d$ times $m^2 / (m^2 + \sigma^2)$ |
-# | *layerwise M-SVAG* | $g$ over the layer's norm | exponential | $m\, m^2 / (m^2 + \sigma_m^2)$ |
+# | *layerwise M-SVAG* | $g$ over the layer's norm | exponential | $m^3 / (m^2 + \sigma_m^2)$ |
 #
 # Building is easy, and so is a mistake: each mixture is compared with a few lines of plain NumPy
 # that say the same without any of the pieces. Whether it is any good is another question. The last

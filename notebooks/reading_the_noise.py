@@ -1,10 +1,10 @@
 # %% [markdown]
 # # How noisy is each layer, and can the optimizer's state tell?
 #
-# The gradients of one batch, compared with one another, tell the noise within a factor of two in
-# the median, at the rates at which one trains as well. The gradients of different steps, which the
-# moments in an optimizer's state compare, do not: the optimizer answers the noise of one by the
-# next, and no signal is left to be read.
+# Comparing the gradients of one batch with one another tells the noise within a factor of two in
+# the median, also at the learning rates used in practice. Comparing the gradients of different
+# steps, as the moments in an optimizer's state do, does not: each step undoes the noise of the one
+# before, and no signal is left to read.
 #
 # ![Two panels of the noise scale against the step, at a gentle and at a tuned rate. Readings within
 # steps, from examples and from four microbatches, scatter about the exact noise scale in both.
@@ -360,4 +360,4 @@ One network, one small data set, {seeds} seeds.
 # * A network of yours: any Flax module from 64 pixels to 10 logits.
 #
 # The page [Reading the noise](../docs/noise.md) shows how to watch examples, microbatches and
-# devices in a training of one's own.
+# devices in a training of your own.

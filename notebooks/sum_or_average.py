@@ -227,7 +227,7 @@ table(
 # ## The sum is the average, times $t$
 #
 # With $v_t$ the arithmetic mean of the squares, AdaGrad's step is
-# $g_t / \sqrt{t\,v_t} = \frac{1}{\sqrt t}\, g_t/\sqrt{v_t}$: that of Expectigrad without momentum,
+# $g_t / \sqrt{t v_t} = \frac{1}{\sqrt t} g_t / \sqrt{v_t}$: that of Expectigrad without momentum,
 # counting every step, on the schedule $1/\sqrt t$. In numbers, on the same gradients:
 
 # %%

@@ -2,8 +2,8 @@
 # # What does a layer's norm buy?
 #
 # Half of Adam's state, and steps whose length is known, if the average of the norms forgets faster
-# than gradients change. It does not make the learning rate easier to choose than Adam's, nor large
-# batches better than with Adam.
+# than gradients change. It does not make the learning rate easier to choose than Adam's, nor
+# does it make large batches work better than with Adam.
 #
 # ![Two panels, the train loss and the share of misread test images against the learning rate.
 # NovoGrad with a b2 of 0.25, AdamW and SGD have valleys of similar depth; AdamW's is the widest,
@@ -36,9 +36,9 @@ sys.path.insert(0, str(root))
 #
 # $$
 # \begin{aligned}
-# v_1 &= \|g_1\|^2, & v_t &= \beta_2 v_{t-1} + (1 - \beta_2) \|g_t\|^2, &
-# x_t &= \frac{g_t}{\sqrt{v_t} + \varepsilon}, \\
-# m_0 &= 0, & m_t &= \beta_1 m_{t-1} + x_t, & p_t &= p_{t-1} - \eta \, m_t .
+# v_1 &= \lVert g_1 \rVert^2, & v_t &= \beta_2 v_{t-1} + (1 - \beta_2) \lVert g_t \rVert^2, &
+# x_t &= \frac{g_t}{\sqrt{v_t} + \varepsilon}, \cr
+# b_0 &= 0, & b_t &= \beta_1 b_{t-1} + x_t, & p_t &= p_{t-1} - \eta b_t .
 # \end{aligned}
 # $$
 #
@@ -178,11 +178,11 @@ Norms are never that small: the least of a kernel's is {least_norm:.2f}."""
 # %% [markdown]
 # ### *About* as long as 1
 #
-# $v_t$ contains $(1 - \beta_2) \|g_t\|^2$, so $x_t$ is never longer than $1 / \sqrt{1 - \beta_2}$
-# (after the first step, where it is 1): a tight promise if $\beta_2$ is small, and an empty one if
-# it is near 1. Which is it in practice? Left, the norms of the gradients in a run of NovoGrad;
-# right, the longest $x_t$ of any kernel if these same gradients are normalized under the $\beta_2$
-# of three implementations. The thin lines are the bounds.
+# $v_t$ contains $(1 - \beta_2) \lVert g_t \rVert^2$, so $x_t$ is never longer than
+# $1 / \sqrt{1 - \beta_2}$ (after the first step, where it is 1): a tight promise if $\beta_2$ is
+# small, and an empty one if it is near 1. Which is it in practice? Left, the norms of the gradients
+# in a run of NovoGrad; right, the longest $x_t$ of any kernel if these same gradients are
+# normalized under the $\beta_2$ of three implementations. The thin lines are the bounds.
 
 # %% tags=["hide-input"]
 raw, normalized = helpers.lengths_along_a_run(

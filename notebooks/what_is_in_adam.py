@@ -1,10 +1,10 @@
 # %% [markdown]
 # # What is in Adam?
 #
-# A sign and a factor that adapts to the variance: each can be had without the other. The sign wins
-# on ill-conditioned bowls whose noise is curved as they are and whose axes are the parameters';
-# the factor is worth more to the sign than to the gradient, and a falling rate does part of its
-# work.
+# A sign, and a factor that adapts to the variance: each can be used without the other. The sign
+# wins on ill-conditioned bowls whose noise has the shape of their curvature and whose axes are
+# those of the parameters; the factor helps the sign more than the gradient, and a falling rate does
+# part of its work.
 #
 # ![Eight panels of the expected loss against the steps, for momentum SGD, M-SVAG, M-SSD and Adam.
 # Under even noise, and in rotated bowls, all four end close together. Under curved noise along the
@@ -31,11 +31,11 @@ sys.path.insert(0, str(root))
 # ## How it was found
 #
 # Balles and Hennig take Adam apart in *Dissecting Adam* ([arXiv
-# 1705.07774](https://arxiv.org/abs/1705.07774)). With $m$ the mean of the gradients and
-# $v = m^2 + \sigma^2$ their second moment, Adam's direction is
+# 1705.07774](https://arxiv.org/abs/1705.07774)). With $m$ the mean of the gradients, $s$ their
+# biased variance, and $v = m^2 + s$ their second moment, Adam's direction is
 #
 # $$
-# \frac{m}{\sqrt v} = \operatorname{sign}(m) \cdot \sqrt{\frac{m^2}{m^2 + \sigma^2}}\,,
+# \frac{m}{\sqrt v} = \mathrm{sign}(m) \cdot \sqrt{\frac{m^2}{m^2 + s}},
 # $$
 #
 # the *sign* of the mean, times a factor that *adapts to the variance*. With and without each, that
@@ -69,8 +69,8 @@ gradients = jnp.asarray([[1.0, 3.0], [1.0, -1.0]])
 formulas = {
     "momentum_sgd": "$m$",
     "msvag": r"$m \cdot m^2 / (m^2 + \sigma_m^2)$",
-    "m_ssd": r"$\operatorname{sign}(m)$",
-    "adam": r"$\operatorname{sign}(m) \cdot \sqrt{m^2 / (m^2 + \sigma^2)}$",
+    "m_ssd": r"$\mathrm{sign}(m)$",
+    "adam": r"$\mathrm{sign}(m) \cdot \sqrt{m^2 / (m^2 + s)}$",
 }
 
 
@@ -214,38 +214,38 @@ say(
 # lowers the expected loss at the best $\eta$ by
 #
 # $$
-# \mathcal I = \frac{(\nabla^\top \mathrm E[z])^2}{2\, \mathrm E[z^\top Q z]}\,.
+# \mathcal I = \frac{(\nabla^\top \mathrm E[z])^2}{2 \mathrm E[z^\top Q z]}.
 # $$
 #
 # For the gradient, $\mathrm E[z] = \nabla$ and $\mathrm E[z z^\top] = \nabla \nabla^\top + C$, with
 # $C$ the covariance of the noise. For the sign,
-# $\mathrm E[z_i] = \operatorname{sign}(\nabla_i)\,(2\rho_i - 1)$, where
-# $\rho_i = \tfrac12 + \tfrac12 \operatorname{erf} (|\nabla_i| / \sqrt 2\, \sigma_i)$ is the
+# $\mathrm E[z_i] = \mathrm{sign}(\nabla_i) (2 \pi_i - 1)$, where
+# $\pi_i = \tfrac12 + \tfrac12 \mathrm{erf}(|\nabla_i| / (\sqrt 2 \sigma_i))$ is the
 # probability that the sign is right; $\mathrm E[z_i z_j]$ is 1 on the diagonal and
 # $\mathrm E[z_i] \mathrm E[z_j]$ elsewhere, if the noise of $i$ and $j$ is independent. Only curved
 # noise in a rotated bowl is not; there, a few thousand draws replace the formula. (The paper bounds
 # the denominator by $\sum_{ij} |q_{ij}|$, which is exact along the axes and needs no noise model,
 # but is far too large after a rotation.) The paper also derives the factors that bring a noisy
 # direction closest to the noiseless one: $\nabla_i^2 / (\nabla_i^2 + \sigma_i^2)$ for the gradient,
-# $2\rho_i - 1$ for its sign. They would give the other two optimizers, if these knew the gradient
+# $2 \pi_i - 1$ for its sign. They would give the other two optimizers, if these knew the gradient
 # and its noise.
 #
 # **In the end.** Over random starts and noise, the iterate $x$ and the mean $m$ start as centred
 # Gaussians. If they remained so, then
 #
 # $$
-# \mathrm E[x \operatorname{sign}(m)] = \sqrt{\frac2\pi}\, \frac{\mathrm E[x m]}{s}\,, \qquad
-# s^2 = \mathrm E[m^2],
+# \mathrm E[x \mathrm{sign}(m)] = \sqrt{\frac{2}{\pi}} \frac{\mathrm E[x m]}{\tau}, \qquad
+# \tau^2 = \mathrm E[m^2],
 # $$
 #
-# and a sign would act on average like the mean divided by its own root mean square $s$, with some
-# noise of its own. Along the axes, each eigendirection of $Q$ is a coordinate with an $s$ of its
-# own. After a rotation, every coordinate mixes all directions, and all have about the same $s$; to
-# divide all alike is to divide by nothing. That is the whole difference: **own divisors, or a
-# shared one.** Near the minimum $s$ is the noise. If that is even, the divisors are all alike, and
-# there is nothing to win. If it is curved, they are proportional to the eigenvalues, and the sign
-# takes something like Newton's step: no condition number is left. For the gradient this theory is
-# exact. Both are in `notebooks/helpers/what_is_in_adam.py`.
+# and a sign would act on average like the mean divided by its own root mean square $\tau$, with
+# some noise of its own. Along the axes, each eigendirection of $Q$ is a coordinate with a $\tau$ of
+# its own. After a rotation, every coordinate mixes all directions, and all have about the same
+# $\tau$; to divide all alike is to divide by nothing. That is the whole difference: **own divisors,
+# or a shared one.** Near the minimum $\tau$ is the noise. If that is even, the divisors are all
+# alike, and there is nothing to win. If it is curved, they are proportional to the eigenvalues, and
+# the sign takes something like Newton's step: no condition number is left. For the gradient this
+# theory is exact. Both are in `notebooks/helpers/what_is_in_adam.py`.
 
 # %%
 starts = generator.standard_normal((seeds, helpers.DIMENSION))

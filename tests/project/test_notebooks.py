@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs import notebook_files
-from tests.project.test_pages import MARKDOWN, block_faults, inline_faults
+from tests.project.test_pages import MARKDOWN, block_faults, inline_faults, math_faults
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(notebook_files.FOLDER.glob("*.py"))
@@ -131,7 +131,7 @@ def test_a_notebook_opens_with_its_question_its_answer_and_its_figure(script):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=stem)
 def test_a_notebook_reads_where_it_is_kept(script):
-    """Its links lead somewhere, and its images have alt texts."""
+    """Its links lead somewhere, its images have alt texts, and its formulas survive Markdown."""
     found = []
     for kind, _, text in cells_of_notebook(loaded(script.stem)):
         if kind == "markdown":
@@ -139,6 +139,7 @@ def test_a_notebook_reads_where_it_is_kept(script):
             found += [fault for token in tokens for fault in block_faults(token)]
             inlines = [token for token in tokens if token.type == "inline"]
             found += [fault for token in inlines for fault in inline_faults(token, script, text)]
+            found += [fault for token in inlines for fault in math_faults(token)]
     assert found == []
 
 
