@@ -29,6 +29,7 @@ html_theme = "furo"
 html_title = f"msvag_optax {release}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+html_scaled_image_link = False  # A thumbnail links to its notebook.
 nitpicky = True
 
 # A docstring's `name` is code, as in Markdown.
@@ -46,7 +47,7 @@ intersphinx_mapping = {
     name: (url, str(inventories.FOLDER / f"{name}.txt")) for name, url in inventories.SITES.items()
 }
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "off"  # The notebooks are kept with their outputs.

@@ -15,6 +15,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 TOCTREE = re.compile(r"^<!-- toctree\n(.*?)^-->$", re.DOTALL | re.MULTILINE)
 NOTEBOOK = re.compile(r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb(?=[)#])")
+IMAGE = re.compile(r'src="(?:\.\./)+notebooks/images/')
 SOURCE = re.compile(r"\]\((?:\.\./)+msvag_optax/_?([\w/]+?)(?:\.py)?\)")
 # `mo.chain` and `mo.chain(a, b)`, but not `mo.chain(f(a), b)`, which is about more than `chain`.
 NAME = re.compile(r"([A-Za-z_][\w.]*)(\([^()]*\))?")
@@ -29,6 +30,7 @@ def source_read(app: Sphinx, docname: str, source: list[str]) -> None:
     if app.env.doc2path(docname).suffix == ".md":
         text = TOCTREE.sub(r"```{toctree}\n:hidden:\n\n\1```", source[0])
         text = NOTEBOOK.sub(r"](/notebooks/\1.ipynb", text)
+        text = IMAGE.sub('src="/notebooks/images/', text)
         source[0] = SOURCE.sub(lambda m: f"](/api/{m[1].replace('/', '.')}.rst)", text)
 
 

@@ -106,8 +106,10 @@ def inline_faults(inline: Token, page: Path, text: str) -> Iterator[str]:
             if not child.content.strip():
                 yield f"an image without alt text: {child.attrs['src']}"
             yield from link_faults(str(child.attrs["src"]), page, text)
-        if child.type == "html_inline" and re.match(r"<img(?![^>]*\balt=\"[^\"])", child.content):
-            yield f"an image without alt text: {child.content}"
+        if child.type == "html_inline" and (image := re.match(r"<img\b[^>]*>", child.content)):
+            if not re.search(r'\balt="[^"]', image[0]):
+                yield f"an image without alt text: {child.content}"
+            yield from link_faults(re.findall(r'\bsrc="([^"]*)"', image[0])[0], page, text)
         if child.type == "link_open":
             yield from link_faults(str(child.attrs["href"]), page, text)
 
@@ -179,6 +181,7 @@ BROKEN = {
     "an image without alt text: docs": "![](docs/index.md)",
     "an image without alt text: <img": 'Text <img src="docs/index.md">.',
     "a dead link": "[text](docs/no_such_page.md)",
+    "a dead link: docs/no": 'Text <img src="docs/no_such.png" alt="a curve">.',
     "a dead link: ..": "[text](../../etc/passwd)",
     "a dead anchor": "[text](docs/index.md#no-such-heading)",
     "a dead anchor: #": "[text](#no-such-heading)",
