@@ -74,6 +74,8 @@ def draw(data: tuple[Curves, tuple[int, ...], Curves]) -> Figure:
     without = "Expectigrad with\nsparse_counter=False\n(dashed)"
     write(right, 45, 2.9, without, COLOURS["msvag"])
     write(right, 30, 1.2, "Expectigrad", COLOURS["expectigrad"], ha="center")
-    right.set(xlabel="steps from one gradient to the next", ylabel="distance for each, in rates")
+    right.set(
+        xlabel="steps from one gradient to the next", ylabel="distance per gradient, in rates"
+    )
     right.set_title("An element that is seldom used")
     return figure
