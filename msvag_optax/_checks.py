@@ -81,7 +81,7 @@ def number(name: str, value: Any, allowed: str = "[0, inf)", *, schedule: bool =
 
 def scheduled(name: str, value: Any) -> Any:
     """The same of what the schedule given as `name` has returned, which may be any number."""
-    return _scalar(f"`{name}` must be a schedule that returns a number", value, " of it")
+    return _scalar(f"`{name}` must be a schedule that returns a number", value, " from it")
 
 
 def decay(**named: Any) -> Any:
@@ -190,7 +190,7 @@ def check_function(name: str, value: Any, wanted: str, *arguments: str) -> None:
             mismatch = error
     takes_some = any(p.kind < p.VAR_POSITIONAL for p in signatures[-1].parameters.values())
     is_other = takes_some and "too many" in str(mismatch)  # such as a function of a tree
-    hint = "" if is_other else " Is it yet to be called?"
+    hint = "" if is_other else " Did you forget to call it?"
     raise TypeError(f"{wanted}, got {value!r}: {mismatch}.{hint}")
 
 

@@ -41,8 +41,8 @@ class Found(NamedTuple):
 
 
 _WATCH = (
-    "The moments over steps lose the signal where the optimizer answers the noise of one gradient "
-    "by the next: compare gradients within each step, by `watch_noise`."
+    "Moments over steps lose the signal where steps are large, since each gradient then undoes the "
+    "noise of the one before: compare gradients within each step, by `watch_noise`."
 )
 _WAIT = "Average over more steps, or take larger batches. (A batch of one example tells nothing.)"
 

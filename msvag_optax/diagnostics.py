@@ -26,7 +26,7 @@ class Reading:
       value: what the function returns without `details`; not a number where nothing can be said.
       source: `"within steps"`, from the state of `watch_noise`, or `"over steps"`, from moments of
         the gradients of different steps.
-      steps: over how many steps: of equal weight, as many would tell as much.
+      steps: over how many steps: as many, of equal weight, would be as reliable.
       examples: the mean number of examples in a batch; None over steps, whose moments do not know.
     """
 
@@ -48,14 +48,15 @@ def signal_to_noise(
     :math:`V / n` one of the variance of the gradient of one batch, summed over the elements. With
     `watch_noise` in the chain they are compared within each batch of :math:`n` examples, at the
     same parameters, and have no bias. Without it, they are read from moments over steps,
-    :math:`L = \sum_i (m_i^2 - \rho \hat s_i)` and :math:`V / n = \sum_i \hat s_i`, where :math:`m`
-    is the mean gradient, :math:`\hat s` the variance of one gradient and :math:`\rho \hat s` that
-    of the mean, which is what noise alone adds to :math:`m^2` if gradients are independent.
+    :math:`L = \sum_i (m_i^2 - \sigma_{m,i}^2)` and :math:`V / n = \sum_i \sigma_i^2`, where
+    :math:`m` is the mean gradient, :math:`\sigma^2` the variance of one gradient and
+    :math:`\sigma_m^2` that of the mean, which is what noise alone adds to :math:`m^2` if gradients
+    are independent.
 
-    **Where reading over steps fails.** In the state of an optimizer gradients are not independent:
-    it answers the noise of one gradient by the next, and the parameters move. A weak signal is then
-    read too low, and at learning rates at which one trains often as none. `watch_noise` is the
-    remedy, and costs two numbers a layer. Without it, hold the parameters still for some
+    **Where reading over steps fails.** During training, gradients are not independent: the noise of
+    one moves the parameters, and the next points back. A weak signal is then read too low, and at
+    the learning rates that are used in practice often as zero. `watch_noise` is the remedy, and
+    costs two numbers a layer. Without it, hold the parameters still for some
     mini-batches under `watch_moments(arithmetic())`.
 
     Args:

@@ -1,4 +1,4 @@
-"""How many bytes an optimizer remembers, before it remembers any."""
+"""How many bytes the state of an optimizer takes, before it is made."""
 
 import math
 from collections.abc import Callable
@@ -73,10 +73,10 @@ def state_bytes(
       tx: any transformation or optimizer.
       params: the parameters; arrays or their shapes (`jax.eval_shape` gives them).
       group: the group of a parameter, a function of its path, such as
-        `encoder/layer_0/LayerNorm/scale`. None is what stands before the first `/`.
+        `encoder/layer_0/LayerNorm/scale`. None is what comes before the first `/`.
 
     Returns:
-      The bytes, a table when printed. A link is named by where it stands in the state, without the
+      The bytes, a table when printed. A link is named by where it is in the state, without the
       fields that every state of its kind has.
 
     Raises:

@@ -103,7 +103,7 @@ def narrow(x: jax.Array, dtype: Any) -> jax.Array:
 def saturate(x: jax.Array) -> jax.Array:
     """`x` with the largest float in place of positive infinity; NaN and complex `x` stay.
 
-    A quantity of one's own that sums squares wants it, so that a finite gradient never makes an
+    Use it in a quantity of your own that sums squares, so that a finite gradient never makes an
     infinite average.
 
     Args:

@@ -137,7 +137,7 @@ class Driver:
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise TypeError(
                     "The `init` of a piece may map over the tree of parameters, by `jax.tree.map`, "
-                    f"and look at nothing else of it; it did, and failed: {error}"
+                    f"and must not look at the tree otherwise; it failed: {error}"
                 ) from error
             self._layout = Layout(marked)
         return self._layout

@@ -10,7 +10,7 @@ from msvag_optax._trees import arrays, mismatch, paths
 
 @jax.tree_util.register_pytree_node_class
 class Parts:
-    """A tree like the updates among what leaves share, of which each leaf is to get its part."""
+    """Wraps a tree like the updates among what leaves share: each leaf gets its part of it."""
 
     def __init__(self, tree: Any, name: str = "") -> None:
         """Wraps the tree; an error about it says the name of the extra argument, if there is one.

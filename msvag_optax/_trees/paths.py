@@ -1,7 +1,7 @@
 """One spelling of a parameter's path for every framework, and what is chosen by it.
 
 `encoder/layer_0/LayerNorm/scale` names a parameter in plain dicts, Flax Linen, Flax NNX, Haiku and
-Equinox alike: the boxes that NNX and Linen put round an array, and the `~` with which Haiku marks
+Equinox alike: the boxes that NNX and Linen put around an array, and the `~` with which Haiku marks
 modules made in a constructor, are left out.
 """
 
@@ -50,7 +50,7 @@ def path_names(tree: Any) -> Any:
 
     Returns:
       A tree of the same structure with a string at each leaf: its keys, joined by `/`. A bare
-      array has the empty name. It makes labels for `optax.partition` and masks of one's own.
+      array has the empty name. Use it to make labels for `optax.partition`, and masks.
 
     >>> import jax
     >>> import msvag_optax as mo

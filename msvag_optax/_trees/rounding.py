@@ -134,7 +134,7 @@ def check_drawable(what: str, dtype: Any) -> None:
     """Raises unless there is a stochastic rounding to `dtype`."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         raise ValueError(
-            f"{what} must be bfloat16 or float16 to be rounded to by chance, got {dtype!r}."
+            f"{what} must be bfloat16 or float16 for stochastic rounding, got {dtype!r}."
         )
 
 

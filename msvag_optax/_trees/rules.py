@@ -15,7 +15,7 @@ from msvag_optax._trees.layout import Parts
 
 
 class Piece(optax.GradientTransformationExtraArgs):
-    """A transformation that says what becomes of one leaf: pieces combine to one kernel a leaf."""
+    """A transformation that is defined leaf by leaf: pieces combine to one kernel a leaf."""
 
 
 class Estimator(Piece):
@@ -28,7 +28,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
 @exportable
 class OwnCountState(NamedTuple):
-    """What a piece on a schedule remembers where nobody hands it a count.
+    """What a piece on a schedule remembers where nobody gives it a count.
 
     Attributes:
       count: how many updates it has made, int32.
@@ -129,7 +129,7 @@ def behind(face: optax.GradientTransformationExtraArgs, piece: Piece, rule: Rule
 
 
 def is_wrapped(piece: optax.GradientTransformation) -> bool:
-    """Whether a piece bears gradientless leaves and gives updates in the gradients' dtypes."""
+    """Whether a piece supports missing gradients and gives updates in the gradients' dtypes."""
     return isinstance(piece.update, _Face)
 
 

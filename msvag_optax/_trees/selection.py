@@ -16,7 +16,7 @@ Selection = Sequence[Selector] | Callable[[str, jax.ShapeDtypeStruct], bool] | P
 
 
 def fewer_than_two_axes(*, stacked: Selection = ()) -> PerLeaf:
-    """What usually does not decay: biases, the scales of norms, and all else that is no matrix.
+    """What usually does not decay: biases, scales of norms, and all else that is not a matrix.
 
     Args:
       stacked: which parameters hold a layer in each row of their leading axis (as in models that
@@ -101,8 +101,8 @@ def _selector(argument: str, one: Any) -> PerLeaf:
         answer = one.at(name, shape)
         if not isinstance(answer, bool | np.bool_):
             raise TypeError(
-                f"`{argument}` must be a function that returns True or False, got {answer!r} of it "
-                f"for {name!r}."
+                f"`{argument}` must be a function that returns True or False, got {answer!r} from "
+                f"it for {name!r}."
             )
         return bool(answer)
 

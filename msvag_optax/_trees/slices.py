@@ -70,7 +70,7 @@ def index_of(x: jax.Array, cut: Slices) -> jax.Array:
     mesh_axes.check_varies_over(
         x,
         None if cut.axes is None else {name for names in manual for name in names},
-        "Stochastic rounding needs to know its place: hand `specs`, the partition specs of the "
+        "Stochastic rounding needs to know its place: give `specs`, the partition specs of the "
         "parameters.",
     )
     index, stride = jnp.zeros(x.shape, jnp.uint32), 1

@@ -112,6 +112,21 @@ def train(
 
     Raises:
       ValueError: if `measurements` is less than 1.
+
+    A problem of your own says where to start, the loss of a step, which may draw a mini-batch with
+    its key, and what to measure (*Recipes* has the same with its data)::
+
+        def loss_of_mini_batch(params, step, key):
+            rows = jax.random.choice(key, len(x), (16,))
+            return loss_of(params, x[rows], y[rows])
+
+        own = Problem(
+            init=lambda key: params,
+            loss=loss_of_mini_batch,
+            metrics=lambda params: {"loss": loss_of(params, x, y)},
+        )
+        outcome = train(own, mo.msvag, rates=[0.01, 0.1, 1.0], steps=200, seeds=3, name="msvag")
+        print(format_table([outcome], [Metric("loss", "final loss")]))
     """
     if measurements < 1:
         raise ValueError(f"`measurements` must be an integer >= 1, got {measurements!r}.")

@@ -28,17 +28,18 @@ def amsgrad(
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AMSGrad: Adam that divides by the largest second moment there has been.
+    r"""AMSGrad: Adam, divided by the largest second moment so far.
 
     .. math::
-        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
-        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
-        \hat v_t &= \max(\hat v_{t-1}, v_t) \\
-        u_t &= \frac{m_t / (1 - \beta_1^t)}{\sqrt{\hat v_t / (1 - \beta_2^t)} + \varepsilon} \\
+        m_t &= m_{t-1} + \frac{1 - \beta_1}{1 - \beta_1^t} (g_t - m_{t-1}) \\
+        v_t &= v_{t-1} + (1 - \beta_2) (g_t^2 - v_{t-1}) \\
+        v_t^{\max} &= \max(v_{t-1}^{\max}, v_t) \\
+        u_t &= \frac{m_t}{\sqrt{v_t^{\max} / (1 - \beta_2^t)} + \varepsilon} \\
         p_t &= p_{t-1} - \eta \, (u_t + \lambda p_{t-1})
 
     where :math:`g_t` is the gradient, :math:`\eta` is `learning_rate`, :math:`\beta_1` is `b1`,
-    :math:`\beta_2` is `b2`, :math:`\varepsilon` is `eps` and :math:`\lambda` is `weight_decay`.
+    :math:`\beta_2` is `b2`, :math:`\varepsilon` is `eps` and :math:`\lambda` is `weight_decay`. The
+    weights of the mean include its bias correction.
 
     There are three dialects. The default takes the maximum first and corrects it afterwards, like
     PyTorch (and Keras, which scales :math:`\varepsilon` with the correction). With

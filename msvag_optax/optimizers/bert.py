@@ -23,7 +23,7 @@ def warmup_linear_decay_schedule(
     num_train_steps: int,
     num_warmup_steps: int,
 ) -> optax.Schedule:
-    r"""BERT's schedule: linear warm-up, then linear decay from where it would have been without.
+    r"""BERT's schedule: linear warm-up, then linear decay as if there had been no warm-up.
 
     .. math::
         \eta_k = \begin{cases}
@@ -70,8 +70,8 @@ def warmup_linear_decay_schedule(
 
 
 _CLIP_BEFORE = (
-    "The norm by which BERT clips is that of all gradients. With `max_grad_norm=None` it does not "
-    "clip, and you may before: by a norm to which each device adds what no other has."
+    "BERT clips by the norm of all gradients. Set `max_grad_norm=None`, and clip before the "
+    "optimizer, by a norm that sums the squares of every piece over the devices."
 )
 
 
@@ -139,7 +139,7 @@ def bert_adamw(
         paths such as `encoder/layer_0/LayerNorm/scale`; `fewer_than_two_axes()`; or a function
         `(name, shape) -> bool`. The default is BERT's own spellings, and a model need not have any
         of them: `ln_1/scale`, `norm1/scale`, `layernorm_before/scale` and Haiku's `b` and `offset`
-        decay. `weight_decay_report` shows what does. Patterns of one's own must all be found.
+        decay. `weight_decay_report` shows what does. Patterns that you give must all be found.
       max_grad_norm: the largest global norm, greater than 0; None does not clip.
 
     Returns:
@@ -148,7 +148,7 @@ def bert_adamw(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument is out of its range; in `init`, if a pattern of one's own is found
+      ValueError: if an argument is out of its range; in `init`, if a pattern that you gave is found
         in no parameter's path; inside of `shard_map`, if it clips and a gradient may be a piece.
 
     >>> import jax.numpy as jnp
@@ -182,7 +182,7 @@ def bert_adamw(
     )
     exclude = exclude_from_weight_decay
     if isinstance(exclude, Sequence) and tuple(exclude) == _BERT_EXCLUSIONS:
-        exclude = _is_spelled_as_in_bert  # A model may lack these spellings, but not one's own.
+        exclude = _is_spelled_as_in_bert  # A model may lack these spellings, but not a caller's.
     return optimizer(direction, schedule, weight_decay, exclude_from_weight_decay=exclude)
 
 

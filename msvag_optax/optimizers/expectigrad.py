@@ -32,15 +32,14 @@ def expectigrad(
         n_t &= n_{t-1} + [g_t \ne 0] \\
         v_t &= v_{t-1} + [g_t \ne 0] \, (g_t^2 - v_{t-1}) / n_t \\
         x_t &= \frac{g_t}{\varepsilon + \sqrt{v_t}} \\
-        m_t &= m_{t-1} + \frac{1 - \beta}{1 - \beta^t} (x_t - m_{t-1}) \\
-        p_t &= p_{t-1} - \eta \, (m_t + \lambda p_{t-1})
+        b_t &= b_{t-1} + \frac{1 - \beta}{1 - \beta^t} (x_t - b_{t-1}) \\
+        p_t &= p_{t-1} - \eta \, (b_t + \lambda p_{t-1})
 
     where :math:`g_t` is the gradient, :math:`\eta` is `learning_rate`, :math:`\beta` is `beta`,
     :math:`\varepsilon` is `eps` and :math:`\lambda` is `weight_decay`. Every element has its own
     count :math:`n_t` of nonzero gradients; without `sparse_counter` all have :math:`n_t = t`. The
-    arithmetic mean forgets nothing, which is why Expectigrad cannot be led astray as Adam is by
-    Reddi's counterexample; momentum stands outside of the quotient, and so cannot change what it
-    bounds.
+    arithmetic mean forgets nothing, which is why Reddi's counterexample cannot mislead Expectigrad
+    as it misleads Adam; momentum comes after the quotient, and so cannot change what that bounds.
 
     Args:
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.

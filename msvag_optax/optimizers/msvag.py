@@ -22,7 +22,7 @@ def msvag(
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""M-SVAG: momentum SGD whose every element is shortened by the noise of its mean gradient.
+    r"""M-SVAG: momentum SGD, each element shortened by the noise of its mean gradient.
 
     .. math::
         m_t &= m_{t-1} + w_t (g_t - m_{t-1}), \qquad w_t = \frac{1 - \beta}{1 - \beta^t} \\
@@ -99,7 +99,7 @@ def svag(
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SVAG: SGD whose every element is shortened by the noise of its gradient.
+    r"""SVAG: SGD, each element shortened by the noise of its gradient.
 
     .. math::
         u_t = \frac{m_t^2}{m_t^2 + s_t / (1 - \rho_t)} \; g_t, \qquad
@@ -107,7 +107,7 @@ def svag(
 
     where :math:`g_t` is the gradient, :math:`m_t`, :math:`s_t` and :math:`\rho_t` are as for
     `msvag` at decay :math:`\beta`, which is `beta`; :math:`\eta` is `learning_rate` and
-    :math:`\lambda` is `weight_decay`. The mean serves to judge the noise alone; there is no
+    :math:`\lambda` is `weight_decay`. The mean only serves to estimate the noise; there is no
     momentum.
 
     Args:

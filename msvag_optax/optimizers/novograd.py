@@ -37,26 +37,25 @@ def novograd(
 
     .. math::
         v_1 &= \|g_1\|^2, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) \|g_t\|^2 \\
-        m_t &= \beta_1 m_{t-1} + \frac{g_t}{\sqrt{v_t + \bar\varepsilon} + \varepsilon}
-               + \lambda p_{t-1}, \qquad m_0 = 0 \\
-        p_t &= p_{t-1} - \eta \, m_t
+        x_t &= \frac{g_t}{\sqrt{v_t + \bar\varepsilon} + \varepsilon} \\
+        b_t &= \beta_1 b_{t-1} + x_t + \lambda p_{t-1}, \qquad b_0 = 0 \\
+        p_t &= p_{t-1} - \eta \, b_t
 
     where :math:`g_t` is the gradient of one layer, a leaf of the tree, :math:`\eta` is
     `learning_rate`, :math:`\beta_1` is `b1`, :math:`\beta_2` is `b2`, :math:`\varepsilon` is `eps`,
     :math:`\bar\varepsilon` is `eps_root` and :math:`\lambda` is `weight_decay`. One number a layer
     takes the place of Adam's second moment: half of its state. With `grad_averaging` the momentum
-    is a mean, :math:`m_1 = x_1` and :math:`m_t = \beta_1 m_{t-1} + (1 - \beta_1) x_t`, where
-    :math:`x_t` is what is added above; with `amsgrad`, :math:`v_t` is replaced by the largest
-    :math:`v` so far.
+    is a mean: what is added to it is scaled by :math:`1 - \beta_1`, except at the first step. With
+    `amsgrad`, :math:`v_t` is replaced by :math:`v_t^{\max}`, the largest so far.
 
-    After the first step a normalized gradient is no longer than :math:`1 / \sqrt{1 - \beta_2}`, and
-    as long as that where gradients have grown faster than the average has noticed: a run of some
-    hundreds of steps wants a smaller `b2` than the default, whose memory is a thousand, or a
-    warm-up. A layer whose *first* gradient is zero (a LoRA matrix, an unused embedding) starts from
-    :math:`v_1 = 0`, and its next step is :math:`1 / \sqrt{1 - \beta_2}` times too long, as in
-    tensorflow-addons and optax (OpenSeq2Seq starts over where :math:`v = 0`).
-    `running_average(..., of=layer_square_norm(), count_nonzero=True)` is the cure, in a chain of
-    one's own.
+    After the first step, the norm of :math:`x_t` is at most :math:`1 / \sqrt{1 - \beta_2}`, which
+    it reaches where gradients grow faster than the average can follow. A run of a few hundred steps
+    needs a smaller `b2` than the default, which remembers a thousand, or a warm-up. A layer whose
+    *first* gradient is zero (a LoRA matrix, an unused embedding) starts from :math:`v_1 = 0`, and
+    its next step is :math:`1 / \sqrt{1 - \beta_2}` times too long, as in tensorflow-addons and
+    optax (OpenSeq2Seq starts over where :math:`v = 0`).
+    `running_average(..., of=layer_square_norm(), count_nonzero=True)` avoids that, in a chain of
+    your own.
 
     Args:
       learning_rate: the rate, a finite number of at least 0, or a schedule of it.
@@ -64,7 +63,7 @@ def novograd(
       b2: the decay of the squared norms, in [0, 1).
       eps: the number added to the root, at least 0.
       weight_decay: the rate of decay, which joins the momentum; a number or a schedule.
-      grad_averaging: whether the momentum is a mean rather than a sum. It wants a rate
+      grad_averaging: whether the momentum is a mean rather than a sum. It needs a rate
         :math:`1 / (1 - \beta_1)` times as large, and a warm-up: the first step is at the full rate.
       amsgrad: whether to normalize by the largest mean norm so far.
       eps_root: the number added under the root, at least 0.

@@ -1,4 +1,4 @@
-"""The finish of an optimizer: decay, a rate, one count, and all that real parameters need."""
+"""What every optimizer ends with: decay, a rate, one count, and all that real parameters need."""
 
 from typing import Any, NamedTuple
 
@@ -38,15 +38,15 @@ def optimizer(
     *,
     exclude_from_weight_decay: Selection = (),
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Makes an optimizer of any direction: what every named optimizer of this library ends in.
+    r"""Makes an optimizer from any direction, as for every named optimizer of this library.
 
     .. math::
         p_t = p_{t-1} - \eta_t \, (u_t + \lambda_t \, p_{t-1})
 
     where :math:`u_t` is what `direction` makes of the gradient, :math:`\eta_t` is `learning_rate`,
     :math:`\lambda_t` is `weight_decay` and :math:`p` a parameter. One count serves all that is on a
-    schedule, here and inside of the direction. Parameters and gradients may have low precision,
-    lack a gradient, or lie on a mesh (see `dependable`). Where the direction is made of pieces, the
+    schedule, here and inside of the direction. Parameters and gradients may be in low precision, be
+    sharded, or be missing (see `dependable`). Where the direction is made of pieces, the
     whole optimizer is one kernel a leaf.
 
     Args:

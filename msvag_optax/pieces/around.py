@@ -1,4 +1,4 @@
-"""Estimators around an estimator: its largest value, its corrected value, its value before."""
+"""Estimators that wrap an estimator: its largest value, its corrected value, its value before."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class RunningMaxState(NamedTuple):
     maximum: optax.Updates
     inner_state: optax.OptState
 
-    keeps_maximum = True  # Rounded by chance, a maximum would creep.
+    keeps_maximum = True  # Rounded at random, a maximum would creep.
 
 
 def running_max(
@@ -35,7 +35,7 @@ def running_max(
     r"""Keeps the largest value that an estimate has had: AMSGrad's long memory.
 
     .. math::
-        \hat v_t = \max(\hat v_{t-1}, v_t), \qquad \hat v_0 = 0
+        v_t^{\max} = \max(v_{t-1}^{\max}, v_t), \qquad v_0^{\max} = 0
 
     where :math:`v_t` is what `estimator` estimates, a quantity that is never negative.
 
@@ -121,9 +121,9 @@ def bias_corrected(estimator: optax.GradientTransformation, decay: jax.typing.Ar
     .. math::
         \hat v_t = \frac{v_t}{1 - \beta^t}
 
-    where :math:`v_t` is what `estimator` estimates and :math:`\beta` is `decay`. Around a mere
-    `running_average(exponential_from_zero(decay))` it gives what `exponential(decay)` gives at
-    once; around the `running_max` of one, AMSGrad as PyTorch has it: the maximum is taken of the
+    where :math:`v_t` is what `estimator` estimates and :math:`\beta` is `decay`. Around a plain
+    `running_average(exponential_from_zero(decay))` it gives what `exponential(decay)` gives
+    directly; around the `running_max` of one, AMSGrad as in PyTorch: the maximum is taken of the
     biased averages, and corrected afterwards. It counts all gradients: an average with
     `count_nonzero` has counts of its own, and `exponential(decay)` is what corrects that.
 

@@ -21,8 +21,8 @@ def batch_variance() -> Piece:
     r"""Estimates the variance of the gradient from the examples of one batch, without memory.
 
     .. math::
-        \hat s = \frac{1}{n - 1} \sum_{j=1}^n |g_j - m|^2, \qquad
-        \operatorname{var}(m) \approx \frac{\hat s}{n}, \qquad m = \frac{1}{n} \sum_{j=1}^n g_j
+        \sigma^2 = \frac{1}{n - 1} \sum_{j=1}^n |g_j - m|^2, \qquad
+        \sigma_m^2 = \frac{\sigma^2}{n}, \qquad m = \frac{1}{n} \sum_{j=1}^n g_j
 
     where :math:`g_j` is the gradient of one example and :math:`m` the gradient of the batch, which
     is what `update` is given. The sum is its extra argument `sum_sq_diff_grads`, a tree like the
@@ -31,9 +31,9 @@ def batch_variance() -> Piece:
     `running_moments`, which compares the gradients of different steps, this one compares gradients
     at the same parameters.
 
-    `optax.experimental.aggregating` hands these two to a chain from the gradients of single
-    examples. `Microbatches` makes them where an accumulation loop or several devices have the
-    gradients of parts of a batch.
+    `optax.experimental.aggregating` makes these two from the gradients of single examples, and
+    passes them to a chain. `Microbatches` makes them where an accumulation loop or several devices
+    have the gradients of parts of a batch.
 
     Returns:
       An estimator whose estimate is a `Moments` at each leaf, in float32 or wider: of the batch's
@@ -89,7 +89,7 @@ def sample_in(extra: dict[str, Any]) -> Sample:
         if name not in extra:
             raise TypeError(
                 f"The variance within a batch needs the extra arguments `{SQUARES}` and `{SIZE}` "
-                f"of `update`, and was not given `{name}`: hand it the second value of "
+                f"of `update`, and was not given `{name}`: pass it the second value of "
                 "`Microbatches.result()`, or let `optax.experimental.aggregating` do so."
             )
     return Sample(Parts(extra[SQUARES], SQUARES), _size(extra[SIZE]))

@@ -14,13 +14,13 @@ def cautious(direction: optax.GradientTransformation) -> Piece:
     r"""Keeps of any direction only the elements that have the sign of their gradient.
 
     .. math::
-        u_t = \frac{n}{k_t + 1} \, \phi_t \, d_t, \qquad \phi_t = [d_t \, g_t > 0], \quad
-        k_t = \sum_i \phi_{t, i}
+        u_t = \frac{D}{1 + \sum_i \phi_{t, i}} \, \phi_t \, d_t, \qquad \phi_t = [d_t \, g_t > 0]
 
-    where :math:`d_t` is what `direction` makes of the gradient :math:`g_t` and :math:`n` the number
-    of elements of the leaf. What is kept is lengthened by the share that is not, so that a rate
-    that was tuned without it serves. It has no state of its own. A momentum that still points
-    uphill waits until its gradient turns; the loss of a small enough step cannot rise.
+    where :math:`d_t` is what `direction` makes of the gradient :math:`g_t` and :math:`D` the number
+    of elements of the leaf. What is kept is scaled up to make up for what is not, so that a rate
+    that was tuned without it still suits. It has no state of its own. An element whose momentum
+    would still lead uphill waits until its gradient turns; a small enough step cannot raise the
+    loss.
 
     Of complex numbers, the real part of :math:`\bar d_t g_t` decides. Inside of `shard_map` each
     device counts the elements that it holds.
@@ -45,8 +45,8 @@ def cautious(direction: optax.GradientTransformation) -> Piece:
     [3. 3. 0.]
 
     Source: Liang et al., *Cautious Optimizers: Improving Training with One Line of Code* (2024),
-    whose :math:`\xi` is 1, as there. Many programs divide by the mean of the mask, and by no less
-    than 1e-3: the same up to that 1 where much is kept.
+    with its :math:`\xi` of 1. Many implementations divide by the mean of the mask, or by 1e-3 where
+    that is larger, which is nearly the same where many elements are kept.
     """
     check_is_direction(direction)
     return dependable(from_estimates(_agreeing, direction=direction))
@@ -56,5 +56,5 @@ def _agreeing(gradient: jax.Array, direction: jax.Array) -> jax.Array:
     # Signs, since a product of small numbers underflows.
     agrees = (jnp.conj(jnp.sign(direction)) * jnp.sign(gradient)).real > 0
     kept = jnp.sum(agrees, dtype=direction.real.dtype)
-    # A product, in which a direction that is not finite is seen.
+    # A product, so that a direction that is not finite stays visible.
     return direction * jnp.where(agrees, agrees.size / (kept + 1), 0)

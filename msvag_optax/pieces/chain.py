@@ -20,7 +20,7 @@ from msvag_optax.wrappers.dependable import dependable
 def chain(
     *links: optax.GradientTransformation, **named_links: optax.GradientTransformation
 ) -> Piece:
-    r"""Hands the updates from link to link, as `optax.chain` does, with one kernel a leaf.
+    r"""Passes the updates from link to link, as `optax.chain` does, with one kernel a leaf.
 
     .. math::
         u_t = L^n(\dots L^2(L^1(g_t)))
@@ -32,7 +32,7 @@ def chain(
 
     Args:
       *links: the links, first to last.
-      **named_links: the same, named: their states then stand under their names.
+      **named_links: the same, by name: the names are the keys of their states.
 
     Returns:
       A piece. Its state is a tuple of the links' states, or a dict of them where they are named.
@@ -65,8 +65,8 @@ def check_is_no_estimator(name: str, link: Any) -> None:
     """Raises if a link is an estimator."""
     if isinstance(link, Estimator):
         raise TypeError(
-            f"`{name}` must be a transformation to updates, got an estimator: an estimate is made "
-            "an update by `from_estimates`."
+            f"`{name}` must be a transformation to updates, got an estimator: `from_estimates` "
+            "turns its estimate into an update."
         )
 
 

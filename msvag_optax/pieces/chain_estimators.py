@@ -13,7 +13,7 @@ from msvag_optax._trees.rules import Estimator
 def chain_estimators(
     *estimators: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Hands each estimator the estimate of the one before: `optax.chain` where shapes change.
+    r"""Passes each estimator the estimate of the one before: `optax.chain` where shapes change.
 
     .. math::
         e_t = E^n(\dots E^2(E^1(g_t)))

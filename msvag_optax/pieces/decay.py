@@ -1,14 +1,15 @@
 r"""Weight decay: which parameters, and coupled to what.
 
-The decay of a parameter :math:`p` at rate :math:`\lambda` comes in four couplings, each a chain
-round a named optimizer (here `msvag`; any other serves), where :math:`u_t` is its direction:
+The decay of a parameter :math:`p` at rate :math:`\lambda` can be coupled in four ways, each of
+which is a chain with a named optimizer (here `msvag`, but any will do), where :math:`u_t` is its
+direction:
 
 * to the learning rate, as AdamW has it, :math:`p \leftarrow p - \eta_t (u_t + \lambda p)`::
 
       mo.msvag(learning_rate, weight_decay=decay)
 
 * to the schedule alone, as Loshchilov and Hutter wrote it,
-  :math:`p \leftarrow p - s_t (\alpha u_t + \lambda p)`::
+  :math:`p \leftarrow p - \gamma_t (\alpha u_t + \lambda p)`::
 
       optax.chain(
           mo.msvag(alpha), mo.subtract_decayed_weights(decay), optax.scale_by_schedule(schedule)

@@ -34,8 +34,8 @@ def over_rms(
 
     Returns:
       The formula `(gradient, second_moment, mean=None) -> update`, for `from_estimates`. The
-      second moment has the shape of the gradient or broadcasts to it; of the `mean_square` of
-      blocks, each element of a block is divided by the block's.
+      second moment has the shape of the gradient or broadcasts to it; with the `mean_square` of
+      blocks, each element is divided by the root of its block's.
 
     Raises:
       TypeError: if an argument is no real scalar.
@@ -105,15 +105,14 @@ def variance_adaptation_factor(mean: jax.Array, variance: jax.Array) -> jax.Arra
     r"""The factor by which noise should shorten an estimate: 1 without noise, 0 without signal.
 
     .. math::
-        \gamma = \frac{m^2}{m^2 + \sigma^2}
+        \frac{m^2}{m^2 + \sigma^2}
 
-    where :math:`m` is `mean` and :math:`\sigma^2` is `variance`. Of all factors, this one brings
-    :math:`\gamma \hat m` closest (in expected square) to the expectation of an estimate
-    :math:`\hat m` with mean :math:`m` and variance :math:`\sigma^2`.
+    where :math:`m` is `mean` and :math:`\sigma^2` is `variance`. Of all factors, this one brings an
+    estimate with mean :math:`m` and variance :math:`\sigma^2` closest, in expected square, to
+    :math:`m`.
 
-    Laws: :math:`0 \le \gamma \le 1`; scaling `mean` by c and `variance` by c² changes nothing; 0
-    where the mean is 0 (as the limit says wherever there is variance, and harmless where there is
-    none).
+    Laws: it is in [0, 1]; scaling `mean` by c and `variance` by c² changes nothing; it is 0 where
+    the mean is 0 (as the limit says wherever there is variance, and harmless where there is none).
 
     Args:
       mean: an array, real or complex.
@@ -148,9 +147,9 @@ def adapted_mean(gradient: jax.Array, moments: Moments) -> jax.Array:
     r"""The mean, shortened by the noise of the mean: M-SVAG's direction.
 
     .. math::
-        u = \frac{m^2}{m^2 + \rho \hat s} \, m
+        u = \frac{m^2}{m^2 + \sigma_m^2} \, m
 
-    where :math:`m` is `moments.mean` and :math:`\rho \hat s` is `moments.variance_of_mean`.
+    where :math:`m` is `moments.mean` and :math:`\sigma_m^2` is `moments.variance_of_mean`.
 
     Args:
       gradient: not read; the moments have seen it.
@@ -175,9 +174,9 @@ def adapted_gradient(gradient: jax.Array, moments: Moments) -> jax.Array:
     r"""The gradient, shortened by its own noise: SVAG's direction.
 
     .. math::
-        u = \frac{m^2}{m^2 + \hat s} \, g
+        u = \frac{m^2}{m^2 + \sigma^2} \, g
 
-    where :math:`m` is `moments.mean`, :math:`\hat s` is `moments.variance` and :math:`g` is
+    where :math:`m` is `moments.mean`, :math:`\sigma^2` is `moments.variance` and :math:`g` is
     `gradient`.
 
     Args:
@@ -244,10 +243,10 @@ def mean_over_rms(gradient: jax.Array, moments: Moments) -> jax.Array:
     r"""The mean over the root mean square: the direction of Adam with :math:`\beta_1 = \beta_2`.
 
     .. math::
-        u = \frac{m}{\sqrt{v}} = \mathrm{sign}(m) \sqrt{\frac{m^2}{m^2 + \sigma^2}}
+        u = \frac{m}{\sqrt{v}} = \mathrm{sign}(m) \sqrt{\frac{m^2}{m^2 + s}}
 
-    where :math:`m` is `moments.mean` and :math:`v` is `moments.second_moment`: a sign, shortened by
-    the noise.
+    where :math:`m` is `moments.mean` and :math:`v = m^2 + s` is `moments.second_moment`, with the
+    biased variance :math:`s`: a sign, shortened by the noise.
 
     Args:
       gradient: not read.

@@ -28,7 +28,7 @@ class FromEstimatesState(NamedTuple):
 def from_estimates(
     formula: Callable[..., jax.Array], **estimators: optax.GradientTransformation
 ) -> Piece:
-    r"""Hands each gradient to several estimators, and reads their estimates with one formula.
+    r"""Passes each gradient to several estimators, and reads their estimates with one formula.
 
     .. math::
         u_t = f\bigl(g_t, E^1_t(g_1, \dots, g_t), \dots, E^n_t(g_1, \dots, g_t)\bigr)
@@ -41,7 +41,7 @@ def from_estimates(
       formula: a pure function of the arrays of one leaf: the gradient, then by keyword each
         estimate under its estimator's name. An estimate with several arrays, such as `Moments`,
         comes whole. Under `optax.inject_hyperparams` and outside of `jit`, a closure is compiled
-        anew at each step; a function that stands in a module is not.
+        again at each step; a function at the top level of a module is not.
       **estimators: the estimators, each named like the formula's argument that takes its estimate.
 
     Returns:
@@ -113,7 +113,7 @@ def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
     try:
         signature.bind("gradient", **estimators)
     except TypeError as error:
-        hint = "" if {*signature.parameters} & {*estimators} else " Is it yet to be called?"
+        hint = "" if {*signature.parameters} & {*estimators} else " Did you forget to call it?"
         raise TypeError(
             f"`formula` takes ({', '.join(signature.parameters)}), which does not fit a gradient "
             f"and estimates named {', '.join(estimators)}: {error}.{hint}"

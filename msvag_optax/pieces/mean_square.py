@@ -21,13 +21,13 @@ def mean_square(axes: Axes | Callable[[str, jax.ShapeDtypeStruct], Axes]) -> pat
     r"""The mean of :math:`|g|^2` along some axes, for an average with fewer numbers than Adam's.
 
     .. math::
-        x_j = \frac{1}{|J|} \sum_{i \in J} |g_i|^2
+        q_J = \frac{1}{|J|} \sum_{i \in J} |g_i|^2
 
-    where :math:`J` is the part of the leaf that shares :math:`x_j`. `axes=()` makes each element a
+    where :math:`J` is the part of the leaf that shares :math:`q_J`. `axes=()` makes each element a
     part: this is `square`, and the average Adam's second moment. `axes=None` makes the leaf one
     part, a layer. Of a kernel with the shape (inputs, outputs), `axes=0` gives one number for each
     output unit, and `axes=1` for each input unit. It is a mean, and not the sum that
-    `layer_square_norm` is, so that a rate that was tuned for Adam serves for all of them.
+    `layer_square_norm` is, so that a rate that was tuned for Adam suits all of them.
 
     An axis that is averaged has length 1 in the result. `over_rms` reads it as it is.
 
@@ -78,9 +78,10 @@ def adam_mini_axes(
     """Adam-mini's rule of what shares a second moment, for `mean_square`.
 
     Each element of an embedding and of the output layer has its own; so has each head of a query
-    and of a key; any other parameter is one part. Names decide: `embed`, `embd` or `wte` anywhere
-    in a path; at its end, `kernel`, `weight` and `w` apart, `lm_head` or `output`, and `query`,
-    `key`, `q_proj`, `k_proj`, `wq` or `wk`.
+    and of a key; any other parameter is one part. Names decide: an embedding or output layer has
+    `embed`, `embd` or `wte` anywhere in its path, or `lm_head` or `output` at its end; a query or
+    key has `query`, `key`, `q_proj`, `k_proj`, `wq` or `wk` at its end. A last `kernel`, `weight`
+    or `w` does not count.
 
     Args:
       heads: how many heads the last axis of a query or key holds, if its shape is (inputs, heads

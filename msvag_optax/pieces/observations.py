@@ -11,11 +11,11 @@ from msvag_optax.pieces.piece import piece
 
 
 def observations() -> Piece:
-    r"""Estimates nothing but :math:`t`, the number of gradients so far, this one included.
+    r"""Estimates :math:`t`, the number of gradients so far, this one included.
 
     For formulas that need it: a rate that depends on the age of an average (RAdam), a bound that
-    grows (ADOPT), a correction of one's own. All leaves share one int32 scalar. In an `optimizer`
-    it is the optimizer's count, and no bytes of state; elsewhere the outermost piece counts.
+    grows (ADOPT), a correction of your own. All leaves share one int32 scalar. In an `optimizer` it
+    is the optimizer's count, and takes no bytes of state; elsewhere the outermost piece counts.
 
     Returns:
       An estimator whose estimate is the same scalar at each leaf.

@@ -23,29 +23,30 @@ def piece(
     estimates: bool = False,
     needs_count: bool = False,
 ) -> Piece:
-    r"""Makes a piece of what all leaves share, and of what becomes of one leaf.
+    r"""Makes a piece of two functions: of what all leaves share, and of one leaf.
 
     .. math::
-        (c_t, S_t) = \mathrm{advance}(S_{t-1}), \qquad
-        (u_t, s_t) = \mathrm{leaf}(c_t, g_t, s_{t-1}, p_{t-1})
+        (h_t, A_t) = \mathrm{advance}(A_{t-1}), \qquad
+        (u_t, a_t) = \mathrm{leaf}(h_t, g_t, a_{t-1}, p_{t-1})
 
-    where :math:`S` is the part of the state that all leaves share, :math:`s` that of one leaf,
-    :math:`g` its gradient, :math:`p` its parameter and :math:`u` its update. Trees are taken apart
-    and put together elsewhere. A piece alone, or a `chain`, `from_estimates` or `optimizer` of
-    pieces, is one kernel a leaf; its state lies like the parameters on a mesh and is float32 or
-    wider, whatever dtype parameters have. Its updates are, too; a `chain` and an `optimizer` give
-    them the dtypes of the gradients.
+    where :math:`h` is what all leaves share in a step, :math:`A` the part of the state that they
+    share, :math:`a` the part of one leaf, :math:`g` its gradient, :math:`p` its parameter and
+    :math:`u` its update. Trees are taken apart and put together elsewhere. A piece alone, or a
+    `chain`, `from_estimates` or `optimizer` of pieces, is one kernel a leaf; its state is sharded
+    like the parameters and is float32 or wider, whatever dtype parameters have. So are its updates;
+    a `chain` and an `optimizer` give them the dtypes of the gradients.
 
     Args:
       init: makes the state from parameters, which are float32 or wider. It may map over their tree,
-        by `jax.tree.map`, and look at nothing else of it. What is mapped belongs to leaves; all
-        else is shared. Each array of a leaf keeps the dtype that it has here. No array may stand in
-        it twice: a donated state is updated in place.
-      leaf: what becomes of one leaf, `(shared, gradient, state, param) -> (update, state)`, in
+        by `jax.tree.map`, and must not look at the tree otherwise. What is mapped belongs to
+        leaves; all else is shared. Each array of a leaf keeps the dtype that it has here. No array
+        may be in the state twice: a donated state is updated in place.
+      leaf: what happens to one leaf, `(shared, gradient, state, param) -> (update, state)`, in
         arrays of float32 or wider. The state has the part of this leaf in place of each tree, and
         None in place of what is shared; `param` is None where `update` was given no parameters. A
-        `PerLeaf` chooses it by the name and shape of a parameter. A function that stands in its
-        module, with numbers bound by `jax.tree_util.Partial`, is compiled once for all numbers.
+        `PerLeaf` chooses it by the name and shape of a parameter. A function at the top
+        level of a module, with numbers bound by `jax.tree_util.Partial`, is compiled once for all
+        numbers.
       advance: moves what is shared, once a step, `(state, extra) -> (shared, state)`. The state has
         None in place of each tree; `extra` has the extra arguments of `update`. What it wraps in
         `Parts`, a tree like the updates, is taken apart: each leaf gets its part. None shares

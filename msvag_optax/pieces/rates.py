@@ -49,12 +49,12 @@ def _scale(
 
 
 def momentum(decay: jax.typing.ArrayLike, *, dtype: jax.typing.DTypeLike | None = None) -> Piece:
-    r"""The sum of past updates, each of which fades: heavy-ball momentum.
+    r"""The decaying sum of past updates: heavy-ball momentum.
 
     .. math::
-        m_t = \beta m_{t-1} + u_t, \qquad m_0 = 0
+        b_t = \beta b_{t-1} + u_t, \qquad b_0 = 0
 
-    where :math:`u_t` is the update that arrives and :math:`\beta` is `decay`. It is `optax.trace`,
+    where :math:`u_t` is the update that comes in and :math:`\beta` is `decay`. It is `optax.trace`,
     as a piece. (A momentum that is a mean is `running_average(exponential(decay))`.)
 
     Args:

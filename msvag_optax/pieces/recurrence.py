@@ -1,4 +1,4 @@
-"""A memory that moves by a recurrence of one's own."""
+"""A memory with an update rule of your own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,12 +29,12 @@ class RecurrenceState(NamedTuple):
 def recurrence(
     step: Callable[[Any, jax.Array], Any], start: Any | Callable[[jax.Array], Any] = 0.0
 ) -> Piece:
-    r"""Remembers whatever a recurrence makes of each gradient: what is no weighted average.
+    r"""Remembers what an update rule of your own computes, where that is no weighted average.
 
     .. math::
-        s_t = f(s_{t-1}, g_t)
+        a_t = f(a_{t-1}, g_t)
 
-    where :math:`f` is `step`, :math:`g_t` the gradient of one leaf and :math:`s_0` is `start`. The
+    where :math:`f` is `step`, :math:`g_t` the gradient of one leaf and :math:`a_0` is `start`. The
     memory of a leaf is one array, such as AdaMax's fading maximum, or several, such as a mean and
     what depends on it (AdaBelief): a tuple, a NamedTuple or a dict.
 
@@ -43,7 +43,7 @@ def recurrence(
         wider. It keeps the structure and the shapes of the memory.
       start: the memory before the first gradient: a number, with which an array of the parameter's
         shape is filled, or a function of one parameter that returns an array; or, for several
-        arrays, a tuple, NamedTuple or dict of such.
+        arrays, a tuple, NamedTuple or dict of these.
 
     Returns:
       An estimator whose estimate is the memory.

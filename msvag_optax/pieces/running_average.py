@@ -40,14 +40,15 @@ def running_average(
     r"""Estimates the mean of the gradient, or of a quantity of it, from its past.
 
     .. math::
-        a_t = a_{t-1} + w_t \, (x_t - a_{t-1}), \qquad x_t = f(g_t), \quad a_0 = 0
+        \bar q_t = \bar q_{t-1} + w_t (q_t - \bar q_{t-1}), \qquad q_t = f(g_t), \quad \bar q_0 = 0
 
     where :math:`g_t` is the gradient, :math:`f` is `of` and :math:`w_t` the weight that `weighting`
     gives to the newest of :math:`t` observations. With `count_nonzero`, a zero is no observation:
-    each element :math:`i` has a count :math:`t_i` of its own, which stands still, like
-    :math:`a_i`, wherever the gradient is zero.
+    each element has a count of its own, and neither the count nor the average changes where the
+    gradient is zero.
 
-    Chained rather than read by a formula, it is a momentum: the average of its input.
+    As a link of a chain, instead of an estimate for a formula, it is a momentum: the average of its
+    input.
 
     Args:
       weighting: what the newest observation counts, such as `exponential(0.9)` or `arithmetic()`.

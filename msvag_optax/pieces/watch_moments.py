@@ -12,7 +12,7 @@ from msvag_optax.wrappers.dependable import dependable
 def watch_moments(weighting: Weighting) -> optax.GradientTransformationExtraArgs:
     """Remembers the moments of the gradients that pass, and passes them on.
 
-    At the head of a chain it makes the diagnostics of this module readable from the state of any
+    As the first link of a chain, it lets `signal_to_noise` and `noise_scale` read the state of any
     optimizer; `msvag`, `svag` and `variance_adapted` have moments of their own. It compares the
     gradients of different steps; `watch_noise` compares gradients within each step, and is right
     where this one fails.

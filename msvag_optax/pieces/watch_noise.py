@@ -45,11 +45,11 @@ def watch_noise(weighting: Weighting, *, stacked: Selection = ()) -> Piece:
     r"""Watches signal and noise within each batch, and passes the gradients on.
 
     .. math::
-        V_t &= \sum_i \hat s_{t,i} \\
-        L_t &= \sum_i |g_{t,i}|^2 - V_t / n_t
+        V_t &= \sum_i \sigma^2_{t,i} \\
+        L_t &= \sum_i |g_{t,i}|^2 - V_t / n
 
     over the elements :math:`i` of a layer, where :math:`g_t` is the gradient of a batch of
-    :math:`n_t` examples and :math:`\hat s_t` the variance of one example's gradient, as
+    :math:`n` examples and :math:`\sigma_t^2` the variance of one example's gradient, as
     `batch_variance` estimates it from the extra arguments `sum_sq_diff_grads` and `sample_size`.
     :math:`V_t` is an unbiased estimate of the variance of one example's gradient, and :math:`L_t`
     of the squared length of the true gradient. The state has the averages of both under

@@ -1,9 +1,10 @@
 """Weightings: how much the newest of `t` observations counts in an average.
 
-A running average moves towards each observation by its weight, `a += w_t (x_t - a)`. The choice of
-`w_t` is all that distinguishes an exponential from an arithmetic mean, and a biased from an
-unbiased one. Laws: `0 < w_t <= 1`; where `w_1 = 1`, the weights of all observations sum to one,
-so that the average of a constant is that constant.
+A running average moves towards each observation by its weight,
+`average += w_t (observation - average)`. The choice of `w_t` is all that distinguishes an
+exponential from an arithmetic mean, and a biased from an unbiased one. Laws: `0 < w_t <= 1`; where
+`w_1 = 1`, the weights of all observations sum to one, so that the average of a constant is that
+constant.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A table of words, most of which are seldom used: what becomes of their rows?"""
+"""A table of words, most of which are seldom used: what happens to their rows?"""
 
 import re
 from collections import Counter

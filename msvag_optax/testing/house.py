@@ -1,4 +1,4 @@
-"""What this library's optimizers promise beyond that: precision, one count, words, and minima."""
+"""What our own optimizers promise beyond that: precision, one count, error messages, minima."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def check_state_can_be_read(row: Row) -> None:
 
 
 def check_leaves_without_gradient(row: Row) -> None:
-    """Integers, keys, holes, numbers, and complex and empty arrays stand beside one another."""
+    """Integers, keys, holes, numbers, and complex and empty arrays may be in one tree."""
     kernel = {"kernel": PARAMS["kernel"], "bias": None}
     params = kernel | {
         "complex": jnp.asarray([1 + 2j, 3j]),

@@ -1,4 +1,4 @@
-"""What an optimizer may promise of its formula: whose steps it takes, what scale does, how far."""
+"""What an optimizer may promise of its formula: a reference, its scale, the reach of a gradient."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""On meshes of whatever devices there are, state lies like parameters; the numbers are the same."""
+"""On a mesh of whatever devices there are: state sharded like parameters, and the same numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +69,7 @@ def _assert_state_is_sharded_like_params(state: Any, params: Any) -> None:
 
 
 def check_sharded_by_the_compiler(row: Row) -> None:
-    """On a mesh that is left to the compiler, state lies like the parameters."""
+    """On a mesh that is left to the compiler, state is sharded like the parameters."""
     mesh = _mesh(AxisType.Auto)
     params = _sharded(PARAMS, mesh)
     tx = row.build(RATE)

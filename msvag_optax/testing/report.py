@@ -62,7 +62,7 @@ class Report(NamedTuple):
 def check(
     build: Callable[..., Any], *, name: str | None = None, house: bool = False, **promises: Any
 ) -> Report:
-    """Holds any optax optimizer to the checks that this library's pass.
+    """Holds any optax optimizer to the checks that this library's own pass.
 
     The contract is what every user of optax may expect: the same numbers eagerly, compiled, in a
     scan, under `vmap`, on a mesh, inside of optax's wrappers and after a restart; types of the

@@ -12,7 +12,7 @@ from msvag_optax.wrappers.sharding import shard_like_params
 
 
 def dependable(inner: optax.GradientTransformation) -> Any:
-    """Makes a transformation bear low precision, leaves without gradient, and meshes.
+    """Makes a transformation work in low precision, with missing gradients, and on meshes.
 
     Args:
       inner: any transformation of updates to updates (an estimator's output is none) that

@@ -19,7 +19,7 @@ def skip_gradientless(
     get no state. A parameter whose gradient is `None` at one step keeps its value and its state at
     that step: no momentum moves it, nothing decays; that needs `params` in `update`. The update of
     a number without a gradient is a zero that can be added to it, if `params` are given; a key's or
-    a non-array's is what stands in the place of its gradient. Where the state has no array it has
+    a non-array's is whatever was given as its gradient. Where the state has no array it has
     `None`, which a caller's `jax.tree.map` over it sees with `is_leaf=lambda x: x is None`.
 
     Args:

@@ -1,4 +1,4 @@
-"""In which dtype an optimizer remembers."""
+"""The dtype in which an optimizer keeps its state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -44,30 +44,32 @@ def kept_in(
 
     Rounded to the nearest number, an average whose newest weight is below :math:`2^{-9}` (bfloat16)
     or :math:`2^{-12}` (float16) stops moving: each of its steps is rounded away. With
-    `rounding="stochastic"` it goes up or down by chance, and is right on average:
+    `rounding="stochastic"` it is rounded up or down at random, and is right on average:
 
     .. math::
         P(x \mapsto x^+) = \frac{x - x^-}{x^+ - x^-}
 
-    where :math:`x^-` and :math:`x^+` are the neighbours of :math:`x` in `dtype`. The chance is a
-    hash of the seed, the step, the array and the element's place in it, and so is the same on one
-    device or many, and after a restart. Only arrays of their parameter's shape are kept in `dtype`
-    then: the norm of a layer keeps its digits. The maximum of `running_max` is rounded to nearest,
-    which keeps order: the largest of rounded numbers is the largest number, rounded. Any other
-    maximum creeps upwards, by less than one step of `dtype`, unless `exclude` names it.
+    where :math:`x^-` and :math:`x^+` are the neighbours of :math:`x` in `dtype`. The random bits
+    are a hash of the seed, the step, the array and the element's place in it, and so are the same
+    on one device or many, and after a restart. Only arrays of their parameter's shape are kept in
+    `dtype` then: the norm of a layer keeps its digits. The maximum of `running_max` is rounded to
+    nearest, which keeps order: the largest of rounded numbers is the largest number, rounded. Any
+    other maximum creeps upwards, by less than one step of `dtype`, unless `exclude` names it.
 
     Args:
       inner: any transformation.
-      dtype: the dtype to keep its state in; None changes nothing. To be rounded to by chance, it is
+      dtype: the dtype to keep its state in; None changes nothing. Stochastic rounding needs
         bfloat16 or float16.
       rounding: `"nearest"` or `"stochastic"`.
-      seed: an integer of at least 0 (below :math:`2^{32}` each draws anew), for chances that
-        differ from run to run, or among averages of one optimizer that are kept one by one.
+      seed: an integer of at least 0 (each below :math:`2^{32}` gives other bits), for random bits
+        that differ from run to run, or between averages of one optimizer that are wrapped one by
+        one.
       exclude: names of what keeps its dtype: fields of the state such as `("nu_max",)`, or parts
         of a parameter's path.
       specs: inside of `jax.shard_map`, how the parameters are cut: the tree of their partition
-        specs, or one for all. It tells an element its place; without it, stochastic rounding
-        refuses a parameter that is cut. (In `jax.pmap` a cut cannot be seen: hand them there.)
+        specs, or one for all. It says where in the whole array an element is; without it,
+        stochastic rounding refuses a parameter that is cut. (In `jax.pmap` a cut cannot be
+        detected: always give the specs there.)
 
     Returns:
       The same transformation. With stochastic rounding its state also has a `count`, unless it is a

@@ -15,18 +15,18 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
 
     A row of a leaf :math:`g` is :math:`g_i`, one index of its leading axis: one word of an
     embedding. Where :math:`g_i = 0` at a step, the parameter's row gets no update (no momentum, no
-    decay), and what the state holds for that row stays (nothing is averaged, nothing counted).
-    What the state holds for a whole layer or tree moves as ever: NovoGrad's norm, and the count of
-    steps by which an average is corrected. So a row that is first seen late has averages that
-    believe to have seen zeros before; `count_nonzero` averages, such as Expectigrad's second
+    decay), and what the state holds for that row stays (nothing is averaged, nothing counted). What
+    the state holds for a whole layer or tree is updated as usual: NovoGrad's norm, and the count of
+    steps by which an average is corrected. So the averages of a row that is first seen late are
+    corrected as if it had seen zeros before; `count_nonzero` averages, such as Expectigrad's second
     moment, count for each element. A scalar is a row of its own.
 
-    Inside of `shard_map` rows are to be whole, since each device looks at those that it sees: cut
+    Inside of `shard_map` rows must be whole, since each device looks only at what it holds: shard
     parameters along their leading axis there.
 
     Args:
       tx: any transformation whose state `optax.tree.map_params` can take apart, such as a named
-        optimizer. To be lazy with the embedding only, hand it to `optax.partition`.
+        optimizer. To be lazy with the embedding only, use `optax.partition`.
 
     Returns:
       The same transformation, lazy.

@@ -1,4 +1,4 @@
-"""Parameters in low precision that small updates move all the same."""
+"""Parameters in low precision that small updates still move."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from msvag_optax.wrappers.gradientless import skip_gradientless
 def rounded_parameters(
     inner: optax.GradientTransformation, *, seed: jax.typing.ArrayLike = 0, specs: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Makes of a bfloat16 or float16 parameter its sum with the update, rounded by chance.
+    r"""Adds updates to bfloat16 and float16 parameters with stochastic rounding.
 
     .. math::
         p_t = \mathrm{R}_t(p_{t-1} + u_t), \qquad E[\mathrm{R}_t(x)] = x
@@ -33,16 +33,16 @@ def rounded_parameters(
     :math:`2^{-9}` of it (bfloat16); here it moves as far on average as it should. There is no copy
     of it, and no more state than a count.
 
-    It stands outermost: its updates are float32, and are made for `optax.apply_updates`, which adds
-    them and gives exactly :math:`p_t`. What is between it and the parameters, such as a link of
-    `optax.chain`, would spoil that; what accumulates or drops steps belongs inside, such as
-    `optax.apply_if_finite`, which fails around it, where updates must have the gradients' dtypes.
+    Put it outermost: its updates are float32, and are made for `optax.apply_updates`, which adds
+    them and gives exactly :math:`p_t`. Anything between it and the parameters, such as a link of
+    `optax.chain`, would spoil that. Whatever accumulates or drops steps belongs inside, such as
+    `optax.apply_if_finite`, which fails around it, as it needs updates in the gradients' dtypes.
     `inner` is given gradients and parameters in float32. Parameters in float32 or wider stay as
     they are.
 
     Args:
       inner: any transformation to updates, such as an optimizer.
-      seed: an integer of at least 0, for chances that differ from run to run.
+      seed: an integer of at least 0, for random bits that differ from run to run.
       specs: inside of `jax.shard_map`, the partition specs of the parameters, as in `kept_in`.
 
     Returns:
@@ -124,18 +124,19 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     r"""Keeps bfloat16 and float16 parameters in float32 as well, where updates add up.
 
     .. math::
-        c_t = c_{t-1} + u_t, \qquad p_t = \mathrm{N}(c_t), \qquad c_0 = p_0
+        \tilde p_t = \tilde p_{t-1} + u_t, \qquad p_t = \mathrm{N}(\tilde p_t), \qquad
+        \tilde p_0 = p_0
 
-    where :math:`u_t` is the update of `inner`, which is given :math:`c_{t-1}` for its parameters,
-    and :math:`\mathrm{N}` rounds to nearest. The copy costs four bytes a parameter, and follows a
-    training in float32 whose gradients are taken at rounded parameters.
+    where :math:`u_t` is the update of `inner`, which is given the copy :math:`\tilde p_{t-1}` for
+    its parameters, and :math:`\mathrm{N}` rounds to nearest. The copy costs four bytes a parameter,
+    and takes the steps of training in float32 with gradients at the rounded parameters.
 
-    As `rounded_parameters`, it stands outermost, with `optax.apply_if_finite` inside, and its
-    float32 updates are made for `optax.apply_updates`, which gives exactly :math:`p_t`; but where
-    a step takes a parameter to less than :math:`2^{-12}` of its size, no float32 may give that when
-    it is added, and the parameter is off by up to :math:`2^{-24}` of what it was, until the next
-    step. Parameters in float32 or wider stay as they are. They have a copy as well, which is not
-    read: it makes the copy a tree like the parameters, which sharding and checkpoints need.
+    Like `rounded_parameters`, put it outermost, with `optax.apply_if_finite` inside. Its float32
+    updates are made for `optax.apply_updates`, which gives exactly :math:`p_t`, except where a step
+    takes a parameter to less than :math:`2^{-12}` of its size. There may be no float32 that gives
+    that when it is added, and the parameter is off by up to :math:`2^{-24}` of what it was, until
+    the next step. Parameters in float32 or wider stay as they are. They have a copy as well, which
+    is not read: it makes the copy a tree like the parameters, which sharding and checkpoints need.
 
     Args:
       inner: any transformation to updates, such as an optimizer.

@@ -1,4 +1,4 @@
-"""In which dtype an optimizer computes."""
+"""The dtype in which an optimizer computes."""
 
 from typing import Any
 

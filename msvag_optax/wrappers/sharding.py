@@ -1,4 +1,4 @@
-"""State that lies like the parameters on a mesh."""
+"""State that is sharded like the parameters."""
 
 import optax
 
@@ -11,9 +11,9 @@ def shard_like_params(
 ) -> optax.GradientTransformationExtraArgs:
     """Shards the state of a transformation like the parameters, also when `init` runs under `jit`.
 
-    Inside `jit`, zeros have no sharding until XLA chooses one, and on a mesh it chooses none: some
-    device would hold the whole state of all. Here each array of the state that has its parameter's
-    shape is tied to its parameter's sharding. Outside of `jit` nothing changes.
+    Inside `jit`, zeros have no sharding until XLA chooses one, and on a mesh it chooses none: one
+    device, or each, would hold the whole state. Here each array of the state that has its
+    parameter's shape is tied to its parameter's sharding. Outside of `jit` nothing changes.
 
     Args:
       inner: any transformation whose state `optax.tree.map_params` can take apart, as it can all

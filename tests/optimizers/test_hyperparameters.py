@@ -172,7 +172,7 @@ def test_where_a_decay_has_a_schedule_is_said():
 
 def test_a_function_that_says_neither_yes_nor_no_is_refused():
     tx = mo.adamw(0.1, exclude_from_weight_decay=lambda name, shape: None)
-    with pytest.raises(TypeError, match=r"True or False, got None of it for 'bias'"):
+    with pytest.raises(TypeError, match=r"True or False, got None from it for 'bias'"):
         tx.update(STREAM[0], tx.init(PARAMS), PARAMS)
 
 

@@ -308,7 +308,7 @@ def test_weighting_must_be_one(build):
 def test_wrong_arguments():
     with pytest.raises(TypeError, match="`of` must be a function of one array, or None, got 2"):
         mo.running_average(mo.arithmetic(), of=2)
-    with pytest.raises(TypeError, match=r"`of` must be a function of one array.*yet to be called"):
+    with pytest.raises(TypeError, match=r"`of` must be a function of one array.*forget to call it"):
         mo.running_average(mo.arithmetic(), of=mo.layer_square_norm)
     with pytest.raises(TypeError, match="`count_nonzero` must be True or False, got 1"):
         mo.running_average(mo.arithmetic(), count_nonzero=1)

@@ -165,7 +165,7 @@ def test_links_on_a_schedule_share_a_count():
     ],
 )
 def test_an_estimator_is_no_update(make, estimator):
-    with pytest.raises(TypeError, match=r"got an estimator.*by `from_estimates`"):
+    with pytest.raises(TypeError, match=r"got an estimator.*`from_estimates` turns"):
         make(estimator)
 
 

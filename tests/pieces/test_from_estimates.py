@@ -71,7 +71,7 @@ def test_what_a_formula_returns_is_checked():
         read(lambda gradient, m: None)
     with pytest.raises(ValueError, match=r"has shape \(\), .*: a formula must return an array of"):
         read(lambda gradient, m: m.sum())
-    with pytest.raises(TypeError, match=r"\(eps, eps_root\), which .*Is it yet to be called"):
+    with pytest.raises(TypeError, match=r"\(eps, eps_root\), which .*Did you forget to call it"):
         mo.from_estimates(mo.over_rms, m=mo.running_average(mo.arithmetic()))
 
 

@@ -286,11 +286,11 @@ def test_inside_of_shard_map_each_element_is_told_its_place(build):
 
 @EVERY
 def test_inside_of_shard_map_a_parameter_that_is_cut_needs_its_spec(build):
-    with pytest.raises(ValueError, match=r"along the mesh axes .*hand `specs`"):
+    with pytest.raises(ValueError, match=r"along the mesh axes .*give `specs`"):
         by_hand(build(by_chance))(PARAMS)
-    with pytest.raises(ValueError, match=r"along the mesh axes .*hand `specs`"):
+    with pytest.raises(ValueError, match=r"along the mesh axes .*give `specs`"):
         by_hand(build(with_options(specs=P("data"))))(PARAMS)
-    with pytest.raises(ValueError, match=r"does not track.*hand `specs`"):
+    with pytest.raises(ValueError, match=r"does not track.*give `specs`"):
         by_hand(build(by_chance), check_vma=False)(PARAMS)
     whole = {"bias": P(), "kernel": P()}
     expected, _ = alone(build)

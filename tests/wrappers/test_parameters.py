@@ -245,7 +245,7 @@ def test_inside_of_shard_map_a_parameter_is_told_its_place_or_refused():
     expected = step(mo.rounded_parameters(optax.identity()), param, update)[0]
     together = run(mo.rounded_parameters(optax.identity(), specs=spec))
     np.testing.assert_array_equal(together, expected)
-    with pytest.raises(ValueError, match="hand `specs`"):
+    with pytest.raises(ValueError, match="give `specs`"):
         run(mo.rounded_parameters(optax.identity()))
     nearest = step(mo.master_copy(optax.identity()), param, update)[0]
     np.testing.assert_array_equal(run(mo.master_copy(optax.identity())), nearest)
