@@ -39,7 +39,7 @@ def in_markdown(
             yield f"| {name} | {' | '.join(cells)} |"
     yield ""
     yield (
-        "At the best rate of each, which stands in brackets: the one with the lowest value of a "
+        "At the best rate of each, shown in brackets: the one with the lowest value of a "
         "problem's first column, in the mean of all seeds. ± is the standard deviation over these."
     )
     for name, problem in problems.items():

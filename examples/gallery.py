@@ -11,7 +11,7 @@ import optax.contrib
 
 import msvag_optax as mo
 
-# Five words for what many of them average.
+# What many of them average.
 
 
 def mean(b):

@@ -66,7 +66,7 @@ def cases() -> dict[str, Case]:
             optax.radam(RATE),
             "optax.radam",
             bound=5e-14,
-            why="its age is a difference of numbers near 2,000, of which optax's loses digits",
+            why="it subtracts numbers near 2,000, where optax's version loses digits",
         ),
         "ademamix": Case(contrib.ademamix(RATE, alpha=6.0), "optax.contrib.ademamix"),
         "grams": Case(None),
@@ -112,7 +112,7 @@ def cases() -> dict[str, Case]:
             "NumPy, from the paper",
             leaves=MATRICES,
             bound=5e-14,
-            why="five products of matrices lengthen what is small, with its rounding",
+            why="Muon's iteration enlarges small singular values and their rounding errors",
             floats=2 * 45,
         ),
     }
