@@ -58,12 +58,18 @@ def leaves_by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+def values_of(leaf: Any) -> Any:
+    """What can be compared of a leaf: of random keys, their data."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
 def assert_same(actual: Any, desired: Any) -> None:
     """Asserts that two trees have the same structure and bits."""
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     pairs = zip(leaves_by_name(actual).items(), jax.tree.leaves(desired), strict=True)
     for (name, x), y in pairs:
-        np.testing.assert_array_equal(x, y, err_msg=name, strict=True)
+        np.testing.assert_array_equal(values_of(x), values_of(y), err_msg=name, strict=True)
 
 
 def assert_close(actual: Any, desired: Any, ulps: float = 16) -> None:
@@ -77,7 +83,7 @@ def assert_close(actual: Any, desired: Any, ulps: float = 16) -> None:
         assert x.shape == y.shape, f"{name}: {x.shape} against {y.shape}"
         assert x.dtype == y.dtype, f"{name}: {x.dtype} against {y.dtype}"
         if not jnp.issubdtype(y.dtype, jnp.inexact):
-            np.testing.assert_array_equal(x, y, err_msg=name)
+            np.testing.assert_array_equal(values_of(x), values_of(y), err_msg=name)
             continue
         eps = float(jnp.finfo(y.dtype).eps)
         wide = np.complex128 if jnp.iscomplexobj(y) else np.float64

@@ -105,7 +105,7 @@ def check_scheduled_learning_rate(row: Row) -> None:
         assert_same_types(state, new_state)
         state = new_state
         desired, alone = row.build(decreasing(i)).update(gradient, alone, PARAMS)
-        assert_close(updates, desired)
+        assert_close(updates, desired, ulps=64)
 
 
 def check_scheduled_weight_decay(row: Row) -> None:
@@ -121,7 +121,7 @@ def check_scheduled_weight_decay(row: Row) -> None:
         state = new_state
         now = row.build(rate(i), weight_decay=decreasing(i))
         desired, alone = now.update(gradient, alone, PARAMS)
-        assert_close(updates, desired)
+        assert_close(updates, desired, ulps=64)
 
 
 def check_multi_steps(row: Row) -> None:

@@ -4,12 +4,14 @@ import contextlib
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 import msvag_optax as mo
 from msvag_optax import testing
+from msvag_optax.testing.trees import assert_close, assert_same
 from tests.conformance import CHECKS, CORE, ROWS, TYPICAL, Row
 
 
@@ -117,6 +119,14 @@ def test_check_notices(name):
     row = Row(f"breaks {name}", BROKEN[name], "invariant")
     with pytest.raises((AssertionError, TypeError)):
         CHECKS[name](row)
+
+
+def test_random_keys_in_a_state_are_compared_by_their_data():
+    one, other = ({"key": jax.random.key(seed)} for seed in range(2))
+    for compare in (assert_same, assert_close):
+        compare(one, one)
+        with pytest.raises(AssertionError):
+            compare(one, other)
 
 
 # The report.
