@@ -42,7 +42,7 @@ LABELS = digits.target.astype(np.int32)
 
 
 def place(shape: tuple[int, ...], layout: str, mesh: Mesh) -> NamedSharding:
-    """Where a parameter lies: whole on every device, or cut over all of them if they divide it."""
+    """The sharding of a parameter: whole on every device, or cut over all if they divide it."""
     cut = layout == "fsdp" and shape[0] % mesh.size == 0
     return NamedSharding(mesh, P("devices") if cut else P())
 

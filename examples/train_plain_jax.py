@@ -89,7 +89,7 @@ SCHEDULE = optax.warmup_cosine_decay_schedule(
     init_value=RATE / WARM_UP,
     peak_value=RATE,
     warmup_steps=WARM_UP,
-    decay_steps=STEPS // ACCUMULATE,  # MultiSteps stands outside, so that updates are counted
+    decay_steps=STEPS // ACCUMULATE,  # MultiSteps is outside, so that updates are counted
 )
 
 

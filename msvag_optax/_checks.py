@@ -151,7 +151,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def without_mask(build: Callable[Arguments, Built]) -> Callable[Arguments, Built]:
-    """A decorator: who gives `build` a mask, as optax's optimizers take, is told what to write.
+    """A decorator: an argument `mask`, as optax's optimizers take it, is an error with the remedy.
 
     Raises:
       TypeError: then.

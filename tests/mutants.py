@@ -514,7 +514,7 @@ def counters_that_wrap(original, count):
     return count + 1
 
 
-# Memories of one's own, counts, parts and caution.
+# Memories of your own, counts, parts and `cautious`.
 
 
 @mutant("pieces.recurrence", "_move", f"{MEMORIES} -k recurrence_is_an_average")

@@ -50,7 +50,7 @@ class Keeping:
 
     Attributes:
       dtype: the dtype.
-      stochastic: whether it is rounded to by chance.
+      stochastic: whether it is rounded to at random.
       exclude: names in the paths of arrays that keep their own.
     """
 
@@ -67,7 +67,7 @@ class Keeping:
         )
 
     def draw(self, place: Located, *chance: Any) -> jax.Array:
-        """An array of the state in the dtype, rounded by chance unless it is a maximum."""
+        """An array of the state in the dtype, rounded at random unless it is a maximum."""
         if place.is_maximum:
             return arrays.narrow(place.x, self.dtype)
         return draw(place.x, self.dtype, *chance)

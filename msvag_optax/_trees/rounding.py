@@ -1,7 +1,7 @@
-"""Stochastic rounding: to one of the two neighbours, by a chance that makes the mean right.
+"""Stochastic rounding: to one of the two neighbours, with odds that make the mean right.
 
-The chance comes from a hash of a seed, the step, the array and the place of an element in the whole
-array, so that there are no keys to keep, and any number of devices rounds alike.
+The random bits come from a hash of a seed, the step, the array and the place of an element in the
+whole array, so that there are no keys to keep, and any number of devices rounds alike.
 """
 
 import functools
@@ -108,7 +108,7 @@ def _float16(pattern: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def round_to_nearest(x: jax.Array, dtype: Any) -> jax.Array:
-    """Likewise without chance: to the nearer neighbour, and from the middle to the even one.
+    """Likewise without randomness: to the nearer neighbour, and from the middle to the even one.
 
     Unlike casts there and back, which XLA may leave out.
     """
@@ -121,7 +121,7 @@ def round_to_nearest(x: jax.Array, dtype: Any) -> jax.Array:
 def draw(
     x: jax.Array, dtype: Any, key: jax.Array, array: jax.typing.ArrayLike, cut: slices.Slices
 ) -> jax.Array:
-    """`x` in `dtype`, by the chances of a step, of an array, and of each element's place in it."""
+    """`x` in `dtype`, by the random bits of a step, an array, and each element's place in it."""
     return round_stochastically(x, dtype, random_bits(slices.index_of(x, cut), key, array))
 
 
@@ -139,7 +139,7 @@ def check_drawable(what: str, dtype: Any) -> None:
 
 
 class Chances:
-    """Where chances come from: a seed, and how parameters are cut over a mesh."""
+    """Where random bits come from: a seed, and how parameters are cut over a mesh."""
 
     def __init__(self, seed: Any, specs: Any) -> None:
         """Checks what a caller has given under these names."""

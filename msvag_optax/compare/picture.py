@@ -94,7 +94,7 @@ def _draw_line(ax: "Axes", outcome: Outcome, x: np.ndarray, values: np.ndarray) 
     # Where one seed diverged there is nothing to see, not the better half of the seeds.
     values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
     if np.isnan(values).all():
-        return []  # Not even an empty line: a logarithmic axis cannot bear it.
+        return []  # Not even an empty line: a logarithmic axis cannot show it.
     style = optimizer_of(outcome.name)
     dashes = (0, (4, 2)) if style.baseline else "-"
     # Baselines come last: where they agree with ours, both are seen through the gaps.

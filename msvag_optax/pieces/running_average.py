@@ -118,7 +118,7 @@ def _identity(gradient: jax.Array) -> jax.Array:
 
 def _zeros(quantity: Any, name: str, param: jax.Array, dtype: Any) -> jax.Array:
     """Zeros to keep averages of the quantity in, sharded like it."""
-    # Of the parameter, not of zeros: what is made of constants, XLA leaves no sharding to follow.
+    # From the parameter, not from zeros: constants have no sharding that XLA could follow.
     shape = jax.ShapeDtypeStruct(param.shape, param.dtype)
     value = paths.function_at(quantity, name, shape)(param)
     return arrays.zeros_like(value, arrays.kept_dtype(value.dtype, dtype))

@@ -829,7 +829,7 @@ def test_wrong_arguments_are_named_when_built(function, argument, kind):
 
 
 @pytest.mark.parametrize(("function", "argument", "kind"), CASES)
-def test_right_arguments_are_welcome_in_every_form(function, argument, kind):
+def test_right_arguments_are_accepted_in_every_form(function, argument, kind):
     right: list[Any] = [None, jnp.bfloat16, "float32", np.dtype("float16"), np.float64]
     if kind is FLAG:
         right = [True, False, np.bool_(True)]

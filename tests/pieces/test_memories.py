@@ -1,4 +1,4 @@
-"""Memories of one's own, what was before, counts, mean squares of parts, and caution."""
+"""Memories of your own, the estimate before, counts, mean squares of parts, and `cautious`."""
 
 import functools
 

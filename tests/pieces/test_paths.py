@@ -149,7 +149,7 @@ def test_an_empty_tree_is_no_mistake(empty):
 
 @pytest.mark.parametrize("framework", SPELLINGS)
 def test_a_masked_parameter_has_a_name_in_every_framework(framework):
-    """`optax.masked` puts its hole inside of the box that NNX or Linen puts round an array."""
+    """`optax.masked` puts its hole inside of the box that NNX or Linen puts around an array."""
     seen = []
 
     def init(params):

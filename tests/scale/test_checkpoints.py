@@ -86,7 +86,7 @@ CASES: dict[str, Callable[[], Case]] = {
     for row in ROWS
     if row.name in TYPICAL
 }
-# What stands round an optimizer holds the state of any alike.
+# A wrapper holds the state of any optimizer alike.
 CASES |= {
     f"{wrapper}(expectigrad)": functools.partial(
         lambda wrapper: (bare if wrapper == "bfloat16" else wrapped)(
@@ -384,7 +384,7 @@ def test_these_remember_the_same(name, other):
 
 
 def test_without_correction_the_averages_of_adamw_lack_the_weight_of_what_they_have_seen():
-    """A silent slip: it passes as the weight, 1 less the decay's power, comes to 1."""
+    """A mistake that nothing detects: it fades as the weight, `1 - decay**t`, tends to 1."""
     corrected, uncorrected = (
         state_of(name).links["direction"].inner_states for name in ("adamw", "adamw, uncorrected")
     )

@@ -1,4 +1,4 @@
-"""State lies like the parameters on a mesh, whatever stands round an optimizer."""
+"""State is sharded like the parameters, whatever wraps an optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def params_on(mesh):
 
 
 def check(tx, kind, *, jits):
-    """State lies like the parameters from the first, and the updates are one device's.
+    """State is sharded like the parameters from the first, and the updates are one device's.
 
     For each of `jits`, which say whether the state is made under `jit`.
     """

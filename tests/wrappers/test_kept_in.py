@@ -1,4 +1,4 @@
-"""Moments at half the bytes: rounded by chance, they are right on average."""
+"""Moments at half the bytes: rounded at random, they are right on average."""
 
 import functools
 import pickle

@@ -1,4 +1,4 @@
-"""Stochastic rounding has the right mean, and its chances know nothing of one another."""
+"""Stochastic rounding has the right mean, and its random bits are independent."""
 
 import itertools
 

@@ -302,7 +302,7 @@ def test_kept_in_keeps_the_digits_of_what_all_leaves_share():
 
 
 def test_kept_in_and_dependable_are_the_same_transformation():
-    """What a chain bears is borne, and an init that was replaced is used."""
+    """What a chain supports is supported, and an init that was replaced is used."""
     chain = mo.kept_in(mo.chain(mo.momentum(0.9)), jnp.bfloat16)
     params = {"w": jnp.ones(2, jnp.bfloat16), "n": jnp.asarray(3)}
     gradients = {"w": params["w"], "n": np.zeros((), jax.dtypes.float0)}
