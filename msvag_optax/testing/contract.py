@@ -37,14 +37,14 @@ from msvag_optax.testing.trees import (
 
 
 def check_eager_and_jit_agree(row: Row) -> None:
-    """Updates, parameters and state are the same, and one compilation serves all steps."""
+    """Updates, parameters and state are the same under `jit`; one compilation serves all steps."""
     eager = run_eagerly(row.build(RATE))
     state = row.build(RATE).init(PARAMS)
     assert_close(run_compiled(row, STREAM, PARAMS, state), eager)
 
 
 def check_eager_and_scan_agree(row: Row) -> None:
-    """So are those of `jax.lax.scan`."""
+    """Updates, parameters and state are the same in a `jax.lax.scan`."""
     eager = run_eagerly(row.build(RATE))
     scan = trajectory(row)(RATE, PARAMS, GRADIENTS)
     updates = [jax.tree.map(lambda u, i=i: u[i], scan.updates) for i in range(STEPS)]
@@ -52,7 +52,7 @@ def check_eager_and_scan_agree(row: Row) -> None:
 
 
 def check_vmap(row: Row) -> None:
-    """Two runs under one `jax.vmap`, with rates of their own, are two runs."""
+    """Two runs under one `jax.vmap`, with a rate each, equal two separate runs."""
     rates = jnp.asarray([0.0, 1.0])
     streams = [GRADIENTS, stacked(STREAM[::-1])]
     run = trajectory(row)
@@ -62,7 +62,7 @@ def check_vmap(row: Row) -> None:
 
 
 def check_donation(row: Row) -> None:
-    """Parameters and state that are donated are overwritten in place."""
+    """A step can overwrite parameters and state that are donated to it."""
     params = copied(PARAMS)
     state = row.build(RATE).init(params)
     for gradient in STREAM[:2]:
@@ -72,7 +72,7 @@ def check_donation(row: Row) -> None:
 
 
 def check_init_under_jit(row: Row) -> None:
-    """A state has the same types where it is made, where it is traced, and after an update."""
+    """A state has the same types from `init`, from a traced `init`, and after an update."""
     tx = row.build(RATE)
     state = tx.init(PARAMS)
     abstract = jax.eval_shape(tx.init, PARAMS)
@@ -81,7 +81,7 @@ def check_init_under_jit(row: Row) -> None:
 
 
 def check_extra_arguments_are_accepted(row: Row) -> None:
-    """What other links of a chain ask for makes no difference."""
+    """Extra arguments that are meant for other links of a chain make no difference."""
     tx = optax.with_extra_args_support(row.build(RATE))
     state = tx.init(PARAMS)
     plain = tx.update(STREAM[0], state, PARAMS)
@@ -103,7 +103,7 @@ def check_map_params(row: Row) -> None:
 
 
 def check_empty_trees(row: Row) -> None:
-    """A tree without leaves is no mistake."""
+    """A tree without leaves is accepted."""
     tx = row.build(RATE)
     for empty in ({}, [], (), {"a": {}}):
         state = tx.init(empty)
@@ -113,7 +113,7 @@ def check_empty_trees(row: Row) -> None:
 
 
 def check_pickled_run_continues(row: Row) -> None:
-    """From the pickled leaves of a state, a run goes on bit for bit."""
+    """From the pickled leaves of a state, a run continues bit for bit."""
     tx = row.build(RATE)
     middle = run_compiled(row, STREAM[:3], PARAMS, tx.init(PARAMS))
     unbroken = run_compiled(row, STREAM[3:], middle.params, middle.state)
@@ -145,7 +145,7 @@ def check_restored_by_flax(row: Row) -> None:
 
 
 def check_restored_by_equinox(row: Row) -> None:
-    """So does `equinox.tree_deserialise_leaves`."""
+    """`equinox.tree_deserialise_leaves` gives back the state that was saved."""
     _need("equinox")
     import equinox
 
@@ -159,7 +159,7 @@ def check_restored_by_equinox(row: Row) -> None:
 
 
 def check_restored_by_orbax(row: Row) -> None:
-    """So does `orbax.checkpoint`."""
+    """`orbax.checkpoint` gives back the state that was saved."""
     _need("orbax")
     from orbax import checkpoint
 
@@ -184,7 +184,7 @@ def check_types_in_low_precision(row: Row) -> None:
 
 
 def check_state_stays_finite(row: Row) -> None:
-    """Whatever the sizes of finite gradients are; the squares of the largest here are floats."""
+    """State and updates stay finite, however small or large gradients are, up to 1e18."""
     tx = row.build(RATE)
     for sizes in ((0.0, 0.0, 1.0), (1e-30, 1e15, 1e-30), (1e18, 0.0, 1.0)):
         stream = [jax.tree.map(lambda g, c=c: c * g, STREAM[0]) for c in sizes]
@@ -195,7 +195,7 @@ def check_state_stays_finite(row: Row) -> None:
 
 
 def check_leaves_that_are_none(row: Row) -> None:
-    """None and `optax.MaskedNode` in the place of a parameter, and an array without elements."""
+    """A parameter may be None, an `optax.MaskedNode`, or an array without elements."""
     without = {"kernel": PARAMS["kernel"], "none": None, "masked": optax.MaskedNode()}
     gradients = without | {"kernel": STREAM[0]["kernel"]}
     tx, alone = row.build(RATE), {"kernel": PARAMS["kernel"]}

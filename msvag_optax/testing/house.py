@@ -48,7 +48,7 @@ def _assert_dtypes(row: Row, params: Any, gradients: Any) -> None:
 
 
 def check_dtypes(row: Row) -> None:
-    """The mixed trees hold float16 and bfloat16."""
+    """State is float32 or wider, and updates have the gradients' dtypes, in mixed trees, too."""
     gradients = STREAM[0]
     _assert_dtypes(row, cast(PARAMS, jnp.bfloat16), cast(gradients, jnp.bfloat16))
     _assert_dtypes(row, _mixed(PARAMS), _mixed(gradients))
@@ -57,7 +57,7 @@ def check_dtypes(row: Row) -> None:
 
 
 def check_dtypes_in_double_precision(row: Row) -> None:
-    """Double precision is for the parameters that have it."""
+    """State is in double precision for the parameters that are, and for no others."""
     with _compat.enable_x64():
         for dtype in (np.float64, np.float32):
             params = {name: jnp.asarray(np.asarray(p, dtype)) for name, p in PARAMS.items()}
@@ -80,7 +80,7 @@ def _assert_rounded_once(rounded: Any, exact: Any) -> None:
 
 
 def check_low_precision_is_rounded_once(row: Row) -> None:
-    """All is computed in float32, and only the update is rounded."""
+    """Everything is computed in float32, and only the update is rounded."""
     tx = row.build(RATE)
     params, stream = cast(PARAMS, jnp.bfloat16), cast(STREAM, jnp.bfloat16)
     low, wide = tx.init(params), tx.init(cast(params, jnp.float32))
@@ -92,7 +92,7 @@ def check_low_precision_is_rounded_once(row: Row) -> None:
 
 
 def check_takes_extra_arguments_itself(row: Row) -> None:
-    """It needs no `optax.with_extra_args_support`."""
+    """It accepts extra arguments without `optax.with_extra_args_support`."""
     assert isinstance(row.build(RATE), optax.GradientTransformationExtraArgs)
 
 

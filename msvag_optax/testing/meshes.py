@@ -104,7 +104,7 @@ def _state_after_scan(tx: optax.GradientTransformation) -> Callable[[Any, Any], 
 
 
 def check_sharded_explicitly(row: Row) -> None:
-    """On a mesh of explicit axes, likewise; a scan over the state type-checks."""
+    """On a mesh of explicit axes, state is sharded like the parameters, and a scan type-checks."""
     mesh = _mesh(AxisType.Explicit)
     with jax.set_mesh(mesh):
         params, gradient = _sharded(PARAMS, mesh), _sharded(STREAM[0], mesh)

@@ -1,4 +1,4 @@
-"""Inside and beside optax's own: wrappers, chains, schedules and injected hyperparameters."""
+"""What optax puts around an optimizer: wrappers, chains, schedules, injected hyperparameters."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from msvag_optax.testing.trees import (
 
 
 def check_masked(row: Row) -> None:
-    """`optax.masked` passes the other leaves by."""
+    """Under `optax.masked`, the other leaves pass unchanged."""
     tx = row.build(RATE)
     masked = optax.masked(tx, {"bias": False, "kernel": True})
     alone = run_eagerly(
@@ -70,7 +70,7 @@ def _need_schedules(row: Row) -> None:
 
 
 def check_injected_hyperparameters(row: Row) -> None:
-    """In bfloat16, where 0.999 is 1; in float32, there is `check_injected_schedule`."""
+    """With hyperparameters injected in bfloat16, updates are those of the rounded numbers."""
     injected = _injected(row, RATE)
     params, stream = cast(PARAMS, jnp.bfloat16), cast(STREAM, jnp.bfloat16)
     actual = run_eagerly(injected, stream, params)
@@ -109,7 +109,7 @@ def check_scheduled_learning_rate(row: Row) -> None:
 
 
 def check_scheduled_weight_decay(row: Row) -> None:
-    """And its rate of decay."""
+    """A schedule gives each step its rate of weight decay."""
     if "weight_decay" not in inspect.signature(row.build).parameters:
         raise NotRunError("it has no argument `weight_decay`")
     rate = decreasing if row.schedules else lambda count: RATE
@@ -156,7 +156,7 @@ def check_apply_if_finite(row: Row) -> None:
 
 
 def check_chain_with_clipping(row: Row) -> None:
-    """In an `optax.chain` after clipping, it is given the clipped gradients."""
+    """In an `optax.chain`, the optimizer sees the gradients that a link before it has clipped."""
     tx = row.build(RATE)
     clip = optax.clip_by_global_norm(1.0)
     clipped = [clip.update(gradient, clip.init(PARAMS))[0] for gradient in STREAM]

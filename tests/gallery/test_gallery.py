@@ -58,3 +58,4 @@ def test_a_wider_bound_has_its_reason():
 def test_the_page_shows_a_row_for_each():
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE)
     assert [(name, str(lines_of(name))) for name in CASES] == rows
+    assert f"{len(CASES)} published optimizers" in PAGE
