@@ -55,8 +55,7 @@ def _draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str, sourc
     from matplotlib.figure import Figure
 
     panels, objective = experiment.panels, experiment.columns[0].key
-    named = sum(panel.against == "steps" for panel in panels)
-    figure = Figure(figsize=(3.8 * len(panels) + 2.2 * named, 5.2))
+    figure = Figure(figsize=(6 * len(panels), 5.2))
     figure.suptitle(title)
     legend = f"{_LEGEND}\nData: {source}." if source else _LEGEND
     figure.supxlabel(legend, fontsize=8.5, color=_GREY)
@@ -79,13 +78,13 @@ def _draw(outcomes: Sequence[Outcome], experiment: Experiment, title: str, sourc
                     else _draw_line(ax, outcome, outcome.steps, values[:, :, best])
                 )
             if lines:
-                rate = "" if best is None else f"  {outcome.rates[best]:.3g}"
+                has_rate = best is not None and panel.against == "steps"
+                rate = f"  {outcome.rates[best]:.3g}" if has_rate else ""
                 drawn[outcome.name + rate] = lines
         _finish_panel(ax, panel, outcomes)
-        heights = _heights(ax, drawn)
-        _part(ax, drawn, heights)
-        if panel.against == "steps":
-            _name_lines(ax, drawn, heights)
+        ends = _ends(ax, drawn)
+        _part(ax, drawn, ends)
+        _name_lines(ax, drawn, ends)
     return figure
 
 
@@ -127,8 +126,6 @@ def _finish_panel(ax: "Axes", panel: Panel, outcomes: Sequence[Outcome]) -> None
             ax.set_ylim(top=worst)
     if metric.limits and metric.limits[0] < ax.dataLim.y1:
         ax.set_ylim(*metric.limits)
-    if metric.marks:
-        ax.margins(y=0.1)  # room for what is written there
     for value, text in metric.marks:
         ax.axhline(value, color=_GREY, linewidth=0.8, linestyle=":")
         ax.annotate(
@@ -142,26 +139,29 @@ def _finish_panel(ax: "Axes", panel: Panel, outcomes: Sequence[Outcome]) -> None
             fontsize=8.5,
             color=_GREY,
         )
+    if metric.marks:
+        ax.margins(y=0.1)  # room for what is written there
 
 
-def _heights(ax: "Axes", drawn: Mapping[str, "list[Line2D]"]) -> dict[str, float]:
-    """At which height of the panel each line ends, from 0 to 1; the lowest first."""
+def _ends(ax: "Axes", drawn: Mapping[str, "list[Line2D]"]) -> dict[str, np.ndarray]:
+    """Where in the panel each line ends, both coordinates from 0 to 1; the lowest first."""
+    ax.get_ylim()  # computes the limits, which a transform would not
     to_fraction = ax.transData + ax.transAxes.inverted()
     found = {}
     for label, (line, *_) in drawn.items():
-        ends = np.asarray(line.get_ydata())
-        end = ends[np.isfinite(ends)][-1]
-        found[label] = float(np.clip(to_fraction.transform((ax.get_xlim()[1], end))[1], 0, 1))
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+        points = np.asarray(line.get_xydata())
+        end = points[np.isfinite(points[:, 1])][-1]
+        found[label] = to_fraction.transform(end).clip(0, 1)
+    return dict(sorted(found.items(), key=lambda item: item[1][1]))
 
 
-def _part(ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str, float]) -> None:
+def _part(ax: "Axes", drawn: Mapping[str, "list[Line2D]"], ends: Mapping[str, np.ndarray]) -> None:
     """Moves lines that end in the same place aside, so that all of them can be seen."""
     from matplotlib.transforms import ScaledTranslation
 
     groups: list[list[str]] = []
     before = -1.0
-    for label, height in heights.items():
+    for label, (_, height) in ends.items():
         # What leaves through an edge has not ended there, and stays where its dot is.
         if height - before > _SAME or not 0 < height < 1:
             groups.append([])
@@ -176,24 +176,24 @@ def _part(ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str,
 
 
 def _name_lines(
-    ax: "Axes", drawn: Mapping[str, "list[Line2D]"], heights: Mapping[str, float]
+    ax: "Axes", drawn: Mapping[str, "list[Line2D]"], ends: Mapping[str, np.ndarray]
 ) -> None:
     """Writes the label of each line beside its end, moved no further than legibility needs."""
     from scipy.optimize import isotonic_regression
 
-    if not heights:
+    if not ends:
         return
     # The least movement that leaves `gap` between neighbours: isotonic regression of what is left
     # when the gaps are taken out, kept within the panel.
-    gap = min(0.052, 1 / len(heights))
-    gaps = gap * np.arange(len(heights))
-    wanted = np.array(list(heights.values()))
+    gap = min(0.052, 1 / len(ends))
+    gaps = gap * np.arange(len(ends))
+    wanted = np.array([height for _, height in ends.values()])
     places = isotonic_regression(wanted - gaps).x.clip(0, 1 - gaps[-1]) + gaps
-    for (label, height), place in zip(heights.items(), places, strict=True):
+    for (label, end), place in zip(ends.items(), places, strict=True):
         colour = drawn[label][0].get_color()
         ax.annotate(
             label,
-            (1, height),
+            tuple(end),
             xycoords="axes fraction",
             xytext=(1.06, place),
             textcoords="axes fraction",

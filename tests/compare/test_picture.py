@@ -63,12 +63,13 @@ def test_every_optimizer_has_a_name_and_a_rate_in_the_picture_and_no_two_overlap
     canvas.draw()
     assert len(figure.axes) == len(experiment.panels)
 
-    expected = {f"{o.name}  {o.rates[o.best(experiment.columns[0].key)]:g}" for o in found}
+    expected = {
+        "steps": {f"{o.name}  {o.rates[o.best(experiment.columns[0].key)]:g}" for o in found},
+        "rates": {o.name for o in found},
+    }
     for ax, panel in zip(figure.axes, experiment.panels, strict=True):
-        if panel.against == "rates":
-            continue
         names = labels(ax)
-        assert {text.get_text() for text in names} == expected
+        assert {text.get_text() for text in names} == expected[panel.against]
         # Of the words alone: an annotation's own extent includes the line that leads to it.
         boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in names]
         inside = figure.bbox
