@@ -84,6 +84,14 @@ def scheduled(name: str, value: Any) -> Any:
     return _scalar(f"`{name}` must be a schedule that returns a number", value, " from it")
 
 
+def weight(value: Any, shape: tuple[int, ...]) -> Any:
+    """The same of what a `Weighting` has returned for counts of this shape; or an array of it."""
+    is_array = isinstance(value, jax.Array | np.ndarray) and value.shape == shape != ()
+    if is_array and not jnp.iscomplexobj(value):
+        return value
+    return _scalar("`weighting` must hold a function that returns a number", value, " of it")
+
+
 def decay(**named: Any) -> Any:
     """The value of the one argument that is given, a decay: a number in [0, 1)."""
     ((name, value),) = named.items()
@@ -106,6 +114,8 @@ def count(name: str, value: Any, least: int) -> Any:
     wanted = f"`{name}` must be an integer >= {least}"
     if isinstance(value, jax.Array) and value.shape == () and _is_real(value):
         return _scalar(wanted, value)
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{wanted}, got {value!r}.")
     if value < least:

@@ -8,12 +8,14 @@ import optax
 
 from msvag_optax import _checks, _compat
 from msvag_optax._trees import arrays, mesh_axes, mismatch, paths
+from msvag_optax._trees.exportable import exportable
 from msvag_optax.pieces.batch_variance import SIZE, SQUARES
 from msvag_optax.pieces.quantities import absolute_square
 
 Number = int | jax.Array
 
 
+@exportable
 class Microbatches(NamedTuple):
     r"""The mean of the gradients of several microbatches, and how far they are from it.
 

@@ -56,9 +56,11 @@ class NoiseRecorder:
 
         Raises:
           ImportError: if tensorboardX is not installed.
-          TypeError: if `every` is no integer.
+          TypeError: if `folder` is no path, or `every` no integer.
           ValueError: if it is less than 1.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"`folder` must be a path, got {folder!r}.")
         self._every = _checks.count("every", every, 1)
         self._writer: Any = None
         self._is_open, self._has_source = True, False
@@ -86,7 +88,9 @@ class NoiseRecorder:
           stacked: as for `signal_to_noise`.
 
         Raises:
-          ValueError: if there is nothing to read in the state, or the recorder is closed.
+          TypeError: if `step` is no integer.
+          ValueError: if it is less than 0, there is nothing to read in the state, or the recorder
+            is closed.
         """
         if not self._is_open:
             raise ValueError("This recorder is closed.")
@@ -99,7 +103,7 @@ class NoiseRecorder:
 
         if _compat.is_tracer(step):
             jax.lax.cond(jnp.asarray(step) % self._every == 0, emit, lambda: None)
-        elif int(step) % self._every == 0:
+        elif int(_checks.count("step", step, 0)) % self._every == 0:
             emit()
 
     def close(self) -> None:

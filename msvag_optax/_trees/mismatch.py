@@ -106,7 +106,7 @@ def structure_mismatch(updates: Any, other: Any, what: str) -> ValueError:
         return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     differences = [
-        f"only {side} {'has' if side.endswith('e') else 'have'} {some(names)}"
+        f"only {side} {'has' if 'argument' in side else 'have'} {some(names)}"
         for side, names in (("the updates", ours - theirs), (what, theirs - ours))
         if names
     ]

@@ -39,7 +39,12 @@ class PerLeaf(NamedTuple):
 
 def function_at(function: Any, name: str, shape: jax.ShapeDtypeStruct) -> Callable[..., Any]:
     """The function of a parameter, whether or not it is chosen by its place."""
-    return function.at(name, shape) if isinstance(function, PerLeaf) else function
+    if not isinstance(function, PerLeaf):
+        return function
+    chosen = function.at(name, shape)
+    if not callable(chosen):
+        raise TypeError(f"A `PerLeaf` must choose a function, got {chosen!r} for {name!r}.")
+    return chosen
 
 
 def path_names(tree: Any) -> Any:

@@ -30,7 +30,7 @@ def noise_map(ratios: Any, steps: Any, *, title: str = "") -> "Figure":
       could be told from noise there is grey.
 
     Raises:
-      ValueError: if a layer has not as many moments as there are steps.
+      ValueError: if there is no layer, or one has not as many moments as there are steps.
 
     >>> import jax.numpy as jnp
     >>> from msvag_optax.compare import noise_map
@@ -70,6 +70,8 @@ def _rows(ratios: Any, moments: int) -> dict[str, np.ndarray]:
             rows[name] = leaf
         else:
             rows |= {f"{name}/{layer}": leaf[:, layer] for layer in range(leaf.shape[1])}
+    if not rows:
+        raise ValueError(f"`ratios` must have a layer or more, got {ratios!r}.")
     return rows
 
 
@@ -82,7 +84,8 @@ def _draw(axes: "Axes", rows: dict[str, np.ndarray], steps: np.ndarray) -> "Quad
     colours = mpl.colormaps["viridis"].with_extremes(bad="#cccccc")
     middles = (steps[1:] + steps[:-1]) / 2
     ends = np.array([steps[0], *middles, steps[-1]]) if len(steps) > 1 else steps[0] + [-0.5, 0.5]
-    image = axes.pcolormesh(ends, np.arange(len(rows) + 1), values, cmap=colours, norm=LogNorm())
+    scale = LogNorm() if values.count() else LogNorm(0.1, 1.0)  # It has no limits of grey alone.
+    image = axes.pcolormesh(ends, np.arange(len(rows) + 1), values, cmap=colours, norm=scale)
     axes.set_yticks(np.arange(len(rows)) + 0.5, [*rows])
     axes.invert_yaxis()
     axes.grid(visible=False)

@@ -136,10 +136,11 @@ def bert_adamw(
       b2: the decay of the second moment, in [0, 1).
       eps: the number added to the root, at least 0.
       exclude_from_weight_decay: which parameters do not decay: regular expressions, searched in
-        paths such as `encoder/layer_0/LayerNorm/scale`; `fewer_than_two_axes()`; or a function
-        `(name, shape) -> bool`. The default is BERT's own spellings, and a model need not have any
-        of them: `ln_1/scale`, `norm1/scale`, `layernorm_before/scale` and Haiku's `b` and `offset`
-        decay. `weight_decay_report` shows what does. Patterns that you give must all be found.
+        paths such as `encoder/layer_0/LayerNorm/scale`; a function `(name, shape) -> bool`;
+        `fewer_than_two_axes()`, as is usual; or a list of these. The default is BERT's own
+        spellings, and a model need not have any of them: `ln_1/scale`, `norm1/scale`,
+        `layernorm_before/scale` and Haiku's `b` and `offset` decay. `weight_decay_report` shows
+        what does. Patterns that you give must all be found.
       max_grad_norm: the largest global norm, greater than 0; None does not clip.
 
     Returns:

@@ -42,8 +42,8 @@ def recurrence(
       step: a pure function of the arrays of one leaf, `(memory, gradient) -> memory`, in float32 or
         wider. It keeps the structure and the shapes of the memory.
       start: the memory before the first gradient: a number, with which an array of the parameter's
-        shape is filled, or a function of one parameter that returns an array; or, for several
-        arrays, a tuple, NamedTuple or dict of these.
+        shape is filled, or a function of one parameter (zeros, where `init` is given its shape)
+        that returns an array; or, for several arrays, a tuple, NamedTuple or dict of these.
 
     Returns:
       An estimator whose estimate is the memory.
@@ -64,6 +64,8 @@ def recurrence(
     """
     _checks.check_function("step", step, "of memory and gradient", "memory", "gradient")
     starts, structure = jax.tree.flatten(start)
+    if not starts:
+        raise TypeError(f"`start` must be a number, a function or several such, got {start!r}.")
     begins = [_begin(one) for one in starts]
 
     def init(params: optax.Params) -> RecurrenceState:

@@ -71,7 +71,7 @@ def weigh(weighting: Weighting) -> Callable[[jax.Array], jax.Array]:
 def weight_at(weight: Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:
     """The same, inside of a kernel."""
     count = count.astype(jax.dtypes.canonicalize_dtype(jnp.int64))  # float64 follows from int64
-    return jnp.asarray(weight(count), scalar_dtype())
+    return jnp.asarray(_checks.weight(weight(count), count.shape), scalar_dtype())
 
 
 def exponential(decay: jax.typing.ArrayLike) -> Weighting:

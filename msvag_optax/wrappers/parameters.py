@@ -148,7 +148,8 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     Raises:
       TypeError: if `inner` is no transformation; in `update`, under
         `jax_numpy_dtype_promotion="strict"`, which lets no float32 be added to a bfloat16.
-      ValueError: in `init`, if parameters have a dtype below 16 bits.
+      ValueError: in `init`, if parameters have a dtype below 16 bits, or one is a shape, which has
+        no values to copy (`jax.eval_shape(tx.init, shapes)` gives the shapes of the state).
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -170,7 +171,7 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     def init(params: optax.Params) -> MasterCopyState:
         _check_dtypes(params)
         # Arrays of their own, since parameters and state may be donated together.
-        copy = jax.tree.map(lambda p: jnp.array(arrays.widen(p)), params)
+        copy = paths.map_with_name(_copy, params)
         return MasterCopyState(copy, inner.init(_widened(params)))
 
     def update(
@@ -192,6 +193,15 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
 
 
+def _copy(name: str, param: Any) -> jax.Array:
+    if isinstance(param, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"`master_copy` must be given the values of {name!r}, got a shape: use arrays, or "
+            "`jax.eval_shape(tx.init, shapes)` for the shapes of the state."
+        )
+    return jnp.array(arrays.widen(param))
+
+
 def _move_to(param: jax.Array, copy: Any, step: jax.Array) -> jax.Array:
     """What is added to a parameter so that it becomes its copy, rounded."""
     if not _is_low(param):
@@ -209,8 +219,11 @@ def _widened(tree: Any) -> Any:
 
 
 def _check_dtypes(params: optax.Params) -> None:
-    for param in filter(_is_low, jax.tree.leaves(params)):
-        check_drawable("A parameter's dtype", arrays.dtype_of(param))
+    def check(name: str, param: Any) -> None:
+        if _is_low(param):
+            check_drawable(f"The dtype of {name!r}", arrays.dtype_of(param))
+
+    paths.map_with_name(check, params)
 
 
 def _given(params: optax.Params | None) -> optax.Params:

@@ -1,5 +1,8 @@
 """A whole training step, exported by `jax.export` and run from its bytes."""
 
+import re
+import sys
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,6 +41,17 @@ def run_from_bytes(tx):
 def test_a_step_runs_from_its_bytes(build):
     """The state goes in and comes out as it is, NamedTuples and all."""
     run_from_bytes(build(programs.RATE, **programs.DECAY))
+
+
+def test_every_state_of_the_library_is_registered():
+    """JAX registers a class once."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("msvag_optax.")]
+    named = {name: kind for module in modules for name, kind in vars(module).items()}
+    states = [kind for name, kind in named.items() if re.fullmatch("[A-Z].*State", name)]
+    assert len(states) > 9
+    for kind in (*states, mo.Moments, mo.Microbatches):
+        with pytest.raises(ValueError, match=r"[Dd]uplicate"):
+            export.register_namedtuple_serialization(kind, serialized_name=f"{kind.__name__}2")
 
 
 def test_pieces_and_wrappers_run_from_their_bytes():

@@ -114,6 +114,28 @@ def test_a_box_may_lack_its_gradient(row):
         np.testing.assert_array_equal(found, expected)
 
 
+WRAPPERS = {
+    "kept_in": lambda tx: mo.kept_in(tx, jnp.bfloat16, "stochastic"),
+    "master_copy": mo.master_copy,
+    "rounded_parameters": mo.rounded_parameters,
+    "of optax's": lambda tx: mo.kept_in(optax.chain(optax.identity(), tx), jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_meet_what_stands_outside_of_boxes(wrap):
+    """The norm of a layer, where its parameter is in a box."""
+    tx = wrap(mo.novograd(RATE))
+
+    def step(node):
+        params, gradients = (node(conformance.cast(x, jnp.bfloat16)) for x in (PARAMS, STREAM[0]))
+        return jax.tree.leaves(tx.update(gradients, tx.init(params), params))
+
+    desired = step(dict)
+    for node in NODES:
+        conformance.assert_same(step(node), desired)
+
+
 @pytest.mark.parametrize("node", NODES[:3])
 def test_the_state_beside_boxes_can_be_saved_and_mapped(node):
     tx, params = mo.novograd(RATE, amsgrad=True), node(PARAMS)

@@ -60,6 +60,31 @@ def test_formulas_read_it():
     assert_close(updates, jax.tree.map(jnp.multiply, gradient, factor), rtol=1e-5)
 
 
+AROUND = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 1),
+    "dependable": mo.dependable,
+    "inject_hyperparams": lambda tx: optax.inject_hyperparams(
+        lambda rate: optax.chain(tx, optax.scale(rate))
+    )(rate=1.0),
+    "lazy_rows": mo.lazy_rows,
+    "masked": lambda tx: optax.masked(tx, {"w": True, "b": False}),
+    "partition": lambda tx: optax.partition(
+        {"own": tx, "other": optax.identity()}, {"w": "own", "b": "other"}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", AROUND.values(), ids=AROUND)
+def test_formulas_read_it_inside_of_wrappers(wrap):
+    """Those of optax that leave holes hand on the whole tree of squares."""
+    gradient, extra = sample()
+    adapted = mo.from_estimates(mo.adapted_mean, moments=mo.batch_variance())
+    tx = wrap(adapted)
+    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS, **extra)
+    expected, _ = adapted.update(gradient, adapted.init(PARAMS), **extra)
+    np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
+
+
 def test_optax_hands_it_the_examples():
     """Through `aggregating`, at once and over accumulated microbatches."""
     whole = aggregating.process(

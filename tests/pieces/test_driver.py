@@ -510,6 +510,12 @@ def test_what_a_piece_returns_is_checked(advance, leaf, message):
             alone_or_chained.update(PARAMS, alone_or_chained.init(PARAMS))
 
 
+def test_what_is_chosen_for_a_leaf_is_a_function():
+    average = mo.running_average(mo.exponential(0.9), of=mo.PerLeaf(lambda name, shape: None))
+    with pytest.raises(TypeError, match="A `PerLeaf` must choose a function, got None for 'bias'"):
+        average.init(PARAMS)
+
+
 def test_the_state_of_another_piece_is_refused():
     state = mo.running_average(mo.exponential(0.9)).init(PARAMS)
     with pytest.raises(ValueError, match="The state is none that `init` of this piece makes"):

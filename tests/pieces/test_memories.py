@@ -197,6 +197,9 @@ def test_recurrence_is_refused_where_it_cannot_run():
         mo.recurrence(lambda s, g: s, float("inf"))
     with pytest.raises(TypeError, match="`start` must be a number"):
         mo.recurrence(lambda s, g: s, (0.0, "one"))
+    for nothing in (None, ()):
+        with pytest.raises(TypeError, match="`start` must be a number, a function or several"):
+            mo.recurrence(lambda memory, gradient: memory, nothing)
     with pytest.raises(TypeError, match="`start` must be a function of one parameter"):
         mo.recurrence(lambda s, g: s, lambda: 0.0)
     longer = mo.recurrence(lambda memory, gradient: (memory, memory))

@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,11 +112,14 @@ def test_a_recorder_that_is_closed_or_cannot_be_made_says_so(tmp_path, monkeypat
         recorder.record(0, TX.init(PARAMS))
     with pytest.raises(ValueError, match="`every` must be an integer >= 1, got 0"):
         mo.NoiseRecorder(tmp_path, every=0)
-    with (
-        mo.NoiseRecorder(tmp_path) as recorder,
-        pytest.raises(ValueError, match="see `watch_noise`"),
-    ):
-        recorder.record(0, optax.adam(0.1).init(PARAMS))
+    folder: Any = 3
+    with pytest.raises(TypeError, match="`folder` must be a path, got 3"):
+        mo.NoiseRecorder(folder)
+    with mo.NoiseRecorder(tmp_path) as recorder:
+        with pytest.raises(ValueError, match="see `watch_noise`"):
+            recorder.record(np.array(0), optax.adam(0.1).init(PARAMS))
+        with pytest.raises(TypeError, match=r"`step` must be an integer >= 0, got 1\.5"):
+            recorder.record(1.5, TX.init(PARAMS))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'msvag_optax\[tensorboard\]'"):
         mo.NoiseRecorder(tmp_path)
@@ -142,6 +146,14 @@ def test_the_map_has_a_row_for_each_layer_and_grey_without_signal():
     assert axes.get_xlim() == (10, 40)
     with pytest.raises(ValueError, match=r"ratios of 'b' must have shape \(2,\) or \(2, layers\)"):
         noise_map(ratios, [10, 20])
+
+
+def test_a_map_without_any_signal_is_grey_and_one_without_layers_refused():
+    figure = noise_map({"w": jnp.asarray([0.0, jnp.nan])}, [10, 20])
+    figure.canvas.draw()
+    assert figure.axes[0].collections[0].get_array().mask.all()
+    with pytest.raises(ValueError, match=r"`ratios` must have a layer or more, got \{\}"):
+        noise_map({}, [10, 20])
 
 
 def test_examples_are_what_the_map_takes():

@@ -439,6 +439,11 @@ def test_a_gradient_of_a_part_of_the_batch_is_not_watched():
             "than the extra argument `sum_sq_diff_grads`: only the updates have 'b'",
         ),
         (
+            {"sum_sq_diff_grads": {**GRADIENT, "more": jnp.ones(5)}},
+            ValueError,
+            "only the extra argument `sum_sq_diff_grads` has 'more'",
+        ),
+        (
             {"sum_sq_diff_grads": {**GRADIENT, "b": jnp.ones(5)}},
             ValueError,
             r"`sum_sq_diff_grads` has shape \(5,\) for 'b', whose gradient has shape \(4,\)",
@@ -456,7 +461,7 @@ def test_a_gradient_of_a_part_of_the_batch_is_not_watched():
     ],
     ids=[
         *("no size", "no squares", "one", "array of one", "text", "sizes"),
-        *("tree", "shape", "nothing", "complex"),
+        *("tree", "more", "shape", "nothing", "complex"),
     ],
 )
 def test_bad_extra_arguments_are_refused(tx, change, error, sentence):
@@ -486,7 +491,7 @@ def test_bad_microbatches_are_refused():
         batch.add(GRADIENT, 0)
     with pytest.raises(TypeError, match=r"`size` must be an integer >= 1, got 1\.5"):
         batch.add(GRADIENT, 1.5)
-    with pytest.raises(ValueError, match="than the microbatches before: only"):
+    with pytest.raises(ValueError, match="only the microbatches before have 'b'"):
         batch.add({"w": GRADIENT["w"]}, 12)
     with pytest.raises(ValueError, match=r"The update of 'b' has shape \(5,\)"):
         batch.add({**GRADIENT, "b": jnp.ones(5)}, 12)

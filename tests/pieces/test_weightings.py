@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,16 @@ def test_a_weighting_of_ones_own_is_as_wide_as_jax(count_nonzero):
         average = mo.running_average(weighting, None, count_nonzero)
         estimate, _ = average.update(jnp.ones(2), average.init(jnp.ones(2)))
         np.testing.assert_allclose(estimate, 1 / 3, rtol=1e-15)
+
+
+@pytest.mark.parametrize("count_nonzero", [False, True])
+def test_a_weighting_gives_a_number_of_any_kind_and_nothing_else(count_nonzero):
+    def estimate(weight):
+        average = mo.running_average(mo.Weighting(lambda count: weight), None, count_nonzero)
+        return average.update(jnp.ones(2), average.init(jnp.ones(2)))[0]
+
+    for quarter in (Fraction(1, 4), np.longdouble(0.25), np.array(0.25), jnp.asarray(0.25)):
+        np.testing.assert_array_equal(estimate(quarter), [0.25, 0.25])
+    for other in (None, "0.25", True, 1j, np.full(1, 0.25)):
+        with pytest.raises(TypeError, match="`weighting` must hold a function that returns a num"):
+            estimate(other)

@@ -389,6 +389,7 @@ def test_float64_is_rounded_too():
 
 
 UP: Any = "up"
+THREE: Any = 3
 BAD = {
     "dtype": (lambda: by_chance(optax.trace(0.9), jnp.float32), "`dtype` must be bfloat16 or fl"),
     "rounding": (
@@ -415,6 +416,10 @@ BAD = {
 }
 BAD_TYPE = {
     "names": (lambda: by_chance(optax.trace(0.9), exclude="nu"), "`exclude` must be a sequence"),
+    "number": (
+        lambda: mo.kept_in(optax.trace(0.9), jnp.bfloat16, exclude=THREE),
+        r"`exclude` must be a sequence of names such as \('nu_max',\), got 3",
+    ),
     "specs": (
         lambda: by_chance(optax.trace(0.9), specs={"bias": "data"}),
         "`specs` must be None, a PartitionSpec, or a tree of them",

@@ -269,10 +269,20 @@ def test_what_cannot_be_done_is_refused(wrap):
     tx = wrap(mo.adamw(0.1))
     with pytest.raises(ValueError, match="`update` needs `params`"):
         tx.update(params, tx.init(params))
-    with pytest.raises(ValueError, match="A parameter's dtype must be bfloat16 or float16"):
+    with pytest.raises(ValueError, match="The dtype of 'w' must be bfloat16 or float16"):
         tx.init({"w": jnp.ones(2, jnp.float8_e4m3fn)})
     with pytest.raises(TypeError, match="`inner` must be a GradientTransformation"):
         wrap(mo.adamw)
+
+
+def test_a_copy_of_a_shape_is_refused():
+    """Filled with zeros, it would take the parameters' place at the first step."""
+    tx, params = mo.master_copy(mo.adamw(0.1)), params_of(jnp.bfloat16)
+    shapes = params | {"kernel": jax.ShapeDtypeStruct((16, 8), jnp.bfloat16)}
+    with pytest.raises(ValueError, match=r"values of 'kernel', got a shape.*`jax\.eval_shape"):
+        tx.init(shapes)
+    expected = jax.tree.map(jax.typeof, tx.init(params))
+    assert jax.tree.map(jax.typeof, jax.eval_shape(tx.init, shapes)) == expected
 
 
 def test_specs_have_to_fit():

@@ -9,6 +9,8 @@ import pytest
 
 import msvag_optax as mo
 from msvag_optax._trees import mismatch
+from msvag_optax.testing.meshes import check_init_from_shapes
+from msvag_optax.testing.runs import Row
 from msvag_optax.wrappers.gradientless import skip_gradientless
 from msvag_optax.wrappers.precision import full_precision
 from tests import conformance
@@ -299,6 +301,27 @@ def test_kept_in_keeps_the_digits_of_what_all_leaves_share():
     _, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
     assert state.mean.dtype == state.biased_variance.dtype == jnp.bfloat16
     assert state.sum_of_squared_weights.dtype == jnp.float32
+
+
+SHAPED = {
+    "bias_corrected": lambda average: mo.bias_corrected(average, 0.9),
+    "kept_in": lambda average: mo.kept_in(average, jnp.bfloat16, "stochastic"),
+    "of optax's": lambda _: mo.kept_in(mo.lazy_rows(optax.adam(0.1)), jnp.bfloat16, "stochastic"),
+    "recurrence": lambda _: mo.recurrence(lambda memory, g: memory, (0.5, jnp.ones_like)),
+    "rounded_parameters": lambda _: mo.rounded_parameters(mo.novograd(0.1, stacked=["kernel"])),
+    "running_max": mo.running_max,
+    "running_moments": lambda _: mo.running_moments(mo.exponential(0.9)),
+    "shard_like_params": lambda _: mo.shard_like_params(optax.novograd(0.1)),
+    "variance_adapted": lambda _: mo.variance_adapted(optax.trace(0.9)),
+    "watch_noise": lambda _: mo.watch_noise(mo.exponential(0.9), stacked=["kernel"]),
+}
+
+
+@pytest.mark.parametrize("build", SHAPED.values(), ids=SHAPED)
+def test_shapes_make_the_state_that_arrays_make(build):
+    """Of pieces and wrappers; the table of optimizers has the optimizers."""
+    tx = build(mo.running_average(mo.exponential(0.9), of=mo.layer_square_norm()))
+    check_init_from_shapes(Row("shaped", lambda rate: tx))
 
 
 def test_kept_in_and_dependable_are_the_same_transformation():
