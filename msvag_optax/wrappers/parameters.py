@@ -18,6 +18,7 @@ from msvag_optax._trees.rounding import (
 )
 from msvag_optax._trees.rules import OwnCountState
 from msvag_optax.wrappers.gradientless import skip_gradientless
+from msvag_optax.wrappers.precision import full_precision
 
 
 def rounded_parameters(
@@ -41,7 +42,7 @@ def rounded_parameters(
     they are.
 
     Args:
-      inner: any transformation to updates, such as an optimizer.
+      inner: any transformation to updates, such as an optimizer; not an estimator.
       seed: an integer of at least 0, for random bits that differ from run to run.
       specs: inside of `jax.shard_map`, the partition specs of the parameters, as in `kept_in`.
 
@@ -73,13 +74,13 @@ def rounded_parameters(
     Source: Zamirai et al., *Revisiting BFloat16 Training* (2020), section 4.
     """
     _checks.check_transformation("inner", inner)
-    inner = optax.with_extra_args_support(inner)
+    inner = full_precision(inner)
     chances = Chances(seed, specs)
 
     def init(params: optax.Params) -> OwnCountState:
         _check_dtypes(params)
         paths.map_with_name(lambda name, p: chances.slices_of(name, arrays.shape_of(p)), params)
-        return OwnCountState(jnp.zeros([], jnp.int32), inner.init(_widened(params)))
+        return OwnCountState(jnp.zeros([], jnp.int32), inner.init(params))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -99,7 +100,7 @@ def rounded_parameters(
         with own_state, arrays.standard_promotion():
             key = chances.key_of_step(state.count)
             steps, inner_state = inner.update(
-                _widened(updates), state.inner_state, _widened(params), **extra_args
+                _widened(updates), state.inner_state, params, **extra_args
             )
             moves = jax.tree.map(move, paths.path_names(params), params, steps)
         return moves, OwnCountState(arrays.increment(state.count), inner_state)
@@ -139,7 +140,7 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     is not read: it makes the copy a tree like the parameters, which sharding and checkpoints need.
 
     Args:
-      inner: any transformation to updates, such as an optimizer.
+      inner: any transformation to updates, such as an optimizer; not an estimator.
 
     Returns:
       The transformation. Its `update` needs `params`. `optax.tree.get(state, "copy")` has the copy,
@@ -166,13 +167,13 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
     Source: Micikevicius et al., *Mixed Precision Training* (2018), section 3.1.
     """
     _checks.check_transformation("inner", inner)
-    inner = optax.with_extra_args_support(inner)
+    inner = full_precision(inner)
 
     def init(params: optax.Params) -> MasterCopyState:
         _check_dtypes(params)
         # Arrays of their own, since parameters and state may be donated together.
         copy = paths.map_with_name(_copy, params)
-        return MasterCopyState(copy, inner.init(_widened(params)))
+        return MasterCopyState(copy, inner.init(params))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any

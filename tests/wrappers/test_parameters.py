@@ -273,6 +273,9 @@ def test_what_cannot_be_done_is_refused(wrap):
         tx.init({"w": jnp.ones(2, jnp.float8_e4m3fn)})
     with pytest.raises(TypeError, match="`inner` must be a GradientTransformation"):
         wrap(mo.adamw)
+    norm = wrap(mo.running_average(mo.arithmetic(), of=mo.layer_square_norm()))
+    with pytest.raises(ValueError, match=r"'bias' has shape \(\), its gradient .*`from_estimates`"):
+        norm.update(params, norm.init(params), params)
 
 
 def test_a_copy_of_a_shape_is_refused():
