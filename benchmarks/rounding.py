@@ -1,6 +1,7 @@
 """Measures stochastic rounding: bias and correlations, and what it takes in bytes, time and loss.
 
 python -m benchmarks.rounding
+python -m benchmarks.rounding --problem char-lm
 """
 
 import argparse
@@ -8,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from benchmarks.step import (
 from benchmarks.trees import Shapes
 from msvag_optax._trees.rounding import Chances, array_number, draw, random_bits
 from msvag_optax._trees.slices import Slices
-from msvag_optax.problems.digits import digits
+from msvag_optax.problems import PROBLEMS, Problem
 
 Keep = Callable[[Any], Any]
 LOW = (jnp.bfloat16, jnp.float16)
@@ -40,8 +41,6 @@ ELEMENTS = 100_000  # of a second moment, over which its fall is averaged
 SIZES = (1.0, 1.7e-3, 3.3e4, 6.2e-5, 2.3e-6, 4e-8)
 FRACTIONS = (1e-5, 0.25, 0.5, 0.999)
 SHAPES: Shapes = {"kernel": (1_000, 1_000)}
-STEPS = 2_000
-MARKS = (250, 500, 1_000, 2_000)
 
 
 def kept(rounding: Any, dtype: Any = jnp.bfloat16) -> Keep:
@@ -173,10 +172,28 @@ WAYS: dict[str, tuple[Any, Keep]] = {
 }
 
 
-def losses(dtype: Any, keep: Keep, steps: int, seeds: int) -> np.ndarray:
-    """The training loss of the network on digits, at each step, averaged over runs."""
-    problem = digits()
-    tx = keep(mo.adamw(optax.cosine_decay_schedule(3e-3, steps)))
+class Training(NamedTuple):
+    """A problem, the rate with which it is trained, and the steps after which the loss is shown."""
+
+    problem: Callable[[], Problem]
+    rate: float
+    marks: Sequence[int]
+
+
+TRAININGS = {
+    "digits": Training(PROBLEMS["digits"], 3e-3, (250, 500, 1_000, 2_000)),
+    "char-lm": Training(PROBLEMS["char-lm"], 3e-2, (150, 300, 600)),
+}
+
+
+def losses(training: Training, dtype: Any, keep: Keep, seeds: int) -> np.ndarray:
+    """The training loss of each run, after each of the marked steps."""
+    problem, after = training.problem(), np.asarray(training.marks) - 1
+    tx = keep(mo.adamw(optax.cosine_decay_schedule(training.rate, training.marks[-1])))
+
+    def loss_of(params: Any) -> jax.Array:
+        wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+        return problem.metrics(wide)["train loss"]
 
     def run(key: jax.Array) -> jax.Array:
         start = jax.tree.map(lambda p: p.astype(dtype), problem.init(key))
@@ -187,28 +204,28 @@ def losses(dtype: Any, keep: Keep, steps: int, seeds: int) -> np.ndarray:
             _, gradients = problem.value_and_grad(wide, index, jax.random.fold_in(key, index))
             updates, state = tx.update(gradients, state, params)
             params = optax.apply_updates(params, updates)
-            wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-            return (params, state), problem.metrics(wide)["train loss"]
+            is_marked = jnp.any(index == after)
+            loss = jax.lax.cond(is_marked, loss_of, lambda _: jnp.float32(jnp.nan), params)
+            return (params, state), loss
 
-        return jax.lax.scan(step, (start, tx.init(start)), jnp.arange(steps))[1]
+        steps = jnp.arange(training.marks[-1])
+        return jax.lax.scan(step, (start, tx.init(start)), steps)[1][after]
 
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), seeds)))
 
 
-def way_lines(seeds: int) -> Iterator[str]:
+def way_lines(training: Training, seeds: int) -> Iterator[str]:
     """What each way of keeping less takes, and what becomes of the loss."""
-    params = jax.eval_shape(digits().init, jax.random.key(0))
+    params = jax.eval_shape(training.problem().init, jax.random.key(0))
     size = sum(p.size for p in jax.tree.leaves(params))
-    yield "| adamw | bytes a parameter | " + " | ".join(f"loss, {n:,} steps" for n in MARKS) + " |"
-    yield "| --- | --- |" + " --- |" * len(MARKS)
+    heads = [f"loss, {n:,} steps" for n in training.marks]
+    yield f"| adamw | bytes a parameter | {' | '.join(heads)} |"
+    yield f"| --- | --- |{' --- |' * len(heads)}"
     for name, (dtype, keep) in WAYS.items():
         narrow = jax.tree.map(lambda p, dtype=dtype: jax.ShapeDtypeStruct(p.shape, dtype), params)
         state = jax.eval_shape(keep(mo.adamw(1e-3)).init, narrow)
-        found = losses(dtype, keep, STEPS, seeds)
-        cells = [
-            f"{found[:, n - 1].mean():.4f} +- {found[:, n - 1].std() / np.sqrt(seeds):.4f}"
-            for n in MARKS
-        ]
+        found = losses(training, dtype, keep, seeds).T
+        cells = [f"{x.mean():.4f} +- {x.std() / np.sqrt(seeds):.4f}" for x in found]
         taken = bytes_in((narrow, state)) / size
         yield f"| {name} | {taken:.2f} | " + " | ".join(cells) + " |"
 
@@ -221,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--device", choices=passes.DEVICES, help="count passes for this device only"
     )
+    parser.add_argument("--problem", choices=TRAININGS, help="train this problem only")
     parser.add_argument("--rounds", type=int, default=40, help="timed steps of each (default 40)")
     parser.add_argument("--seeds", type=int, default=8, help="runs of the network (default 8)")
     parser.add_argument("--output", type=Path, help="written as OUTPUT.md and OUTPUT.json as well")
@@ -230,8 +248,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [f"{about_now()}.", ""]
     if arguments.device:
         lines += pass_lines(arguments.device)
+    elif arguments.problem:
+        training = TRAININGS[arguments.problem]
+        lines += way_lines(training, arguments.seeds)
+        source = training.problem().source
+        lines += ["", f"Data: {source}."] if source else []
     else:
-        lines += [*bar_lines(), "", *time_lines(arguments.rounds), "", *way_lines(arguments.seeds)]
+        lines += [*bar_lines(), "", *time_lines(arguments.rounds), ""]
+        lines += way_lines(TRAININGS["digits"], arguments.seeds)
     tables = "\n".join(lines)
     print(tables)
     write_down(arguments.output, tables, lines)

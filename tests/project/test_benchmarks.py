@@ -299,8 +299,8 @@ def test_a_name_is_one_word_of_the_command_line(name):
 def test_rounding_is_measured(tmp_path, capsys, monkeypatch):
     # The mean of these still has less than a tenth of the error that is allowed below.
     monkeypatch.setattr(rounding, "ELEMENTS", 5_000)
-    monkeypatch.setattr(rounding, "STEPS", 4)
-    monkeypatch.setattr(rounding, "MARKS", (2, 4))
+    for name, training in rounding.TRAININGS.items():
+        monkeypatch.setitem(rounding.TRAININGS, name, training._replace(marks=(2, 4)))
     monkeypatch.setattr(rounding, "SHAPES", {"kernel": (8, 8)})
     # The network is compiled for each way of keeping less, all of which tests/wrappers has.
     ways = ("float32", "both in bfloat16, stochastic")
@@ -314,6 +314,14 @@ def test_rounding_is_measured(tmp_path, capsys, monkeypatch):
     falls = [float(x) for x in re.findall(r"stochastic: (\S+) of float32", markdown)]
     assert len(falls) == 2
     assert all(abs(x - 1) < 0.02 for x in falls)
+
+
+def test_rounding_is_tried_on_one_problem(capsys, monkeypatch):
+    monkeypatch.setattr(rounding, "way_lines", lambda training, seeds: [f"{training}", f"{seeds}"])
+    rounding.main(["--problem", "char-lm", "--seeds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [f"{rounding.TRAININGS['char-lm']}", "2"]
+    assert "standard library of Python" in lines[-1]
 
 
 def test_rounding_is_compiled_for_a_device(monkeypatch):
