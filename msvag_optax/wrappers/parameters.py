@@ -35,9 +35,10 @@ def rounded_parameters(
     of it, and no more state than a count.
 
     Put it outermost: its updates are float32, and are made for `optax.apply_updates`, which adds
-    them and gives exactly :math:`p_t`. Anything between it and the parameters, such as a link of
-    `optax.chain`, would spoil that. Whatever accumulates or drops steps belongs inside, such as
-    `optax.apply_if_finite`, which fails around it, as it needs updates in the gradients' dtypes.
+    them and gives exactly :math:`p_t` (Equinox's leaves the sum in float32). Anything between it
+    and the parameters, such as a link of `optax.chain`, would spoil that. Whatever accumulates or
+    drops steps belongs inside, such as `optax.apply_if_finite`, which fails around it, as it needs
+    updates in the gradients' dtypes.
     `inner` is given gradients and parameters in float32. Parameters in float32 or wider stay as
     they are.
 
