@@ -55,9 +55,10 @@ def signal_to_noise(
 
     **Where reading over steps fails.** During training, gradients are not independent: the noise of
     one moves the parameters, and the next points back. A weak signal is then read too low, and at
-    the learning rates that are used in practice often as zero. `watch_noise` is the remedy, and
-    costs two numbers a layer. Without it, hold the parameters still for some
-    mini-batches under `watch_moments(arithmetic())`.
+    the learning rates that are used in practice often as zero: `python -m benchmarks.noise` reads a
+    network on digits at M-SVAG's best rate, and finds a signal in 1 of 24 readings over steps, and
+    in all within steps. `watch_noise` is the remedy, and costs two numbers a layer. Without it,
+    hold the parameters still for some mini-batches under `watch_moments(arithmetic())`.
 
     Args:
       state: the state of an optimizer that has `watch_noise` in its chain, which is preferred, or

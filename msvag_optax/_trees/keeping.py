@@ -105,7 +105,7 @@ def _check_fits(init: Callable[[Any], Any], state: Any, params: optax.Params) ->
     try:
         map_kept(lambda place, param: place.x, init, state, params)
     except ValueError as error:
-        raise TypeError(f"`inner` {NOT_APART}; they differ: {error}") from error
+        raise TypeError(f"`inner` {NOT_APART}; it keeps others.") from error
 
 
 def narrow_init_of(

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,3 +133,13 @@ def test_a_pattern_of_stacked_layers_must_fit():
         mo.signal_to_noise(state, stacked=["scale"])
     with pytest.raises(TypeError, match="`stacked` must be a list of regular"):
         mo.signal_to_noise(state, stacked="blocks")
+
+
+def test_the_docstring_has_what_the_benchmark_has_found():
+    table = Path(__file__).parents[2] / "benchmarks" / "results" / "noise.md"
+    rows = re.findall(r"^\| \d+ \| (.+?) \|.*\| (\d+ of \d+) \|", table.read_text(), re.M)
+    over = {found for source, found in rows if source == "over steps"}
+    within = {found for source, found in rows if source in ("examples", "4 microbatches")}
+    assert (over, within) == ({"1 of 24"}, {"24 of 24"})
+    said = " ".join((mo.signal_to_noise.__doc__ or "").split())
+    assert "finds a signal in 1 of 24 readings over steps, and in all within steps" in said
