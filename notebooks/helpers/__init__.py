@@ -58,7 +58,9 @@ def line(ax: Axes, x: Any, values: Any, label: str = "", **style: Any) -> None:
     ax.plot(x, np.median(values, axis=-1), label=label or None, **style)
 
 
-def name_lines(figure: Figure, ax: Axes, columns: int, **options: Any) -> None:
-    """One legend for all panels, below them."""
-    handles = ax.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, **options)
+def name_lines(axes: Iterable[Axes], columns: int, **options: Any) -> None:
+    """A legend below each panel, where it covers no line."""
+    for ax in axes:
+        ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncols=columns, **options
+        )

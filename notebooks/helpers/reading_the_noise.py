@@ -141,7 +141,7 @@ def readings(logs: Mapping[str, Log], every: Mapping[str, int]) -> Figure:
     axes[0].set_ylabel("noise scale (images)")
     above = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
     axes[0].annotate("no signal found", (0.01, top), xytext=(0, -12), **above)
-    name_lines(figure, axes[0], 4)
+    name_lines(axes, 4, fontsize=9)
     figure.suptitle("The noise scale, exact and as it is read")
     return figure
 
@@ -238,7 +238,7 @@ def training(losses: Mapping[tuple[str, int, str], np.ndarray], rates: Sequence[
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.set_xticks([], minor=True)
     axes[0].set_ylabel("last train loss (nats)")
-    name_lines(figure, axes[0], 4)
+    name_lines(axes, 2, fontsize=8)
     figure.suptitle("Steps shortened by one variance or another")
     return figure
 

@@ -242,7 +242,7 @@ def rare_rows(
     for name, values in lengths.items():
         colour, marker = EMBEDDING_LOOKS[name]
         left.plot(spacings, values, color=colour, marker=marker, label=name)
-    left.plot(spacings, np.sqrt(spacings), ":", color="#d55e00", linewidth=2.5, zorder=3)
+    left.plot(spacings, np.sqrt(spacings), ":", color=GREY, linewidth=2.5, zorder=3)
     left.annotate(r"$\sqrt{t/n}$", (200, np.sqrt(200)), (-34, 10), textcoords="offset points")
     left.set(xscale="log", yscale="log", xlabel="steps per visit, $t/n$", title="Length of a step")
     left.set_ylabel("length over the rate")
@@ -262,6 +262,7 @@ def rare_rows(
         right.plot(
             outcome.rates,
             final,
+            label=name if small else None,
             color=colour,
             linestyle="-" if small else "--",
             marker=marker,
@@ -270,5 +271,5 @@ def rare_rows(
     right.set(xscale="log", yscale="log", xlabel="learning rate", title="Does the best rate move?")
     right.set(ylabel="final expected loss", ylim=(0.02, 3))
     right.text(0.02, 0.02, "full: small batches\ndashed: large", transform=right.transAxes)
-    name_lines(figure, middle, 3)
+    name_lines((left, middle, right), 1, fontsize=9)
     return figure

@@ -215,7 +215,7 @@ def valleys(cold: Mapping[str, Outcome]) -> Figure:
     right.set(title="Test images misread at the end", ylabel="share")
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel="learning rate")
-    name_lines(figure, left, 5)
+    name_lines((left, right), 2)
     figure.suptitle("Without warm-up (median and range of the seeds)")
     return figure
 
