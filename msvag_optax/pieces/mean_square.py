@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, paths
-from msvag_optax.pieces.quantities import absolute_square
+from msvag_optax.pieces.quantities import absolute_square, square
 
 Axes = int | Sequence[int] | Mapping[int, int] | None
 
@@ -186,6 +186,8 @@ def _lengths(
 
 
 def _mean_square(parts: _Parts, gradient: jax.Array) -> jax.Array:
+    if set(parts.lengths) <= {1}:
+        return square(gradient)  # with the very roundings of Adam's
     means = absolute_square(gradient)
     whole = tuple(
         axis for axis, length in enumerate(parts.lengths) if length == gradient.shape[axis] != 1
