@@ -30,8 +30,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 mpl.use("agg")  # No test opens a window.
 
-# JAX remembers much and drops little: looking for garbage as often as Python does takes a twentieth
-# of the time.
+# JAX remembers much and drops little, so that looking for garbage as often as Python does takes a
+# noticeable part of the time.
 gc.set_threshold(100_000)
 
 

@@ -1,4 +1,4 @@
-"""Says how far readings of the noise are to be trusted, at a learning rate at which one trains.
+"""Says how far readings of the noise can be trusted, at a learning rate that is used in practice.
 
     python -m benchmarks.noise
     python -m benchmarks.noise --output benchmarks/results/noise.md

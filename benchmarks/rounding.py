@@ -100,7 +100,7 @@ def bar_lines() -> Iterator[str]:
     for dtype in LOW:
         name, errors = jnp.dtype(dtype).name, bias(dtype)
         yield f"* The largest bias in {name}, of {DRAWS:,} draws: {errors:.1f} standard errors."
-    yield f"* The largest correlation of chances: {correlation():.1e}."
+    yield f"* The largest correlation of random bits: {correlation():.1e}."
     exact = fallen(as_it_is)
     for rounding, dtype in (("stochastic", LOW[0]), ("stochastic", LOW[1]), ("nearest", LOW[0])):
         ratio = fallen(kept(rounding, dtype)) / exact
@@ -215,7 +215,7 @@ def losses(training: Training, dtype: Any, keep: Keep, seeds: int) -> np.ndarray
 
 
 def way_lines(training: Training, seeds: int) -> Iterator[str]:
-    """What each way of keeping less takes, and what becomes of the loss."""
+    """What each way of keeping less takes, and the loss that it reaches."""
     params = jax.eval_shape(training.problem().init, jax.random.key(0))
     size = sum(p.size for p in jax.tree.leaves(params))
     heads = [f"loss, {n:,} steps" for n in training.marks]
@@ -235,10 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rounding", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument(
-        "--device", choices=passes.DEVICES, help="count passes for this device only"
-    )
-    parser.add_argument("--problem", choices=TRAININGS, help="train this problem only")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--device", choices=passes.DEVICES, help="count passes for this device only")
+    only.add_argument("--problem", choices=TRAININGS, help="train this problem only")
     parser.add_argument("--rounds", type=int, default=40, help="timed steps of each (default 40)")
     parser.add_argument("--seeds", type=int, default=8, help="runs of the network (default 8)")
     parser.add_argument("--output", type=Path, help="written as OUTPUT.md and OUTPUT.json as well")

@@ -87,9 +87,9 @@ def scheduled(name: str, value: Any) -> Any:
 def weight(value: Any, shape: tuple[int, ...]) -> Any:
     """The same of what a `Weighting` has returned for counts of this shape; or an array of it."""
     is_array = isinstance(value, jax.Array | np.ndarray) and value.shape == shape != ()
-    if is_array and not jnp.iscomplexobj(value):
+    if is_array and _is_real(value):
         return value
-    return _scalar("`weighting` must hold a function that returns a number", value, " of it")
+    return _scalar("`weighting` must hold a function that returns a number", value, " from it")
 
 
 def decay(**named: Any) -> Any:

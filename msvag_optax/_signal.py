@@ -132,7 +132,7 @@ def _one_of(nodes: list[Any], what: str, link: str) -> Any:
     if len(nodes) != 1:
         raise ValueError(
             f"`state` must keep {what} in one place (see `{link}`), "
-            f"got a state that keeps them in {len(nodes)}."
+            f"got a state that keeps {f'them in {len(nodes)}' if nodes else 'none'}."
         )
     return nodes[0]
 

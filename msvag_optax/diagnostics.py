@@ -26,7 +26,7 @@ class Reading:
       value: what the function returns without `details`; not a number where nothing can be said.
       source: `"within steps"`, from the state of `watch_noise`, or `"over steps"`, from moments of
         the gradients of different steps.
-      steps: over how many steps: as many, of equal weight, would be as reliable.
+      steps: the number of steps of equal weight whose mean would be as reliable.
       examples: the mean number of examples in a batch; None over steps, whose moments do not know.
     """
 

@@ -103,7 +103,7 @@ class NoiseRecorder:
 
         if _compat.is_tracer(step):
             jax.lax.cond(jnp.asarray(step) % self._every == 0, emit, lambda: None)
-        elif int(_checks.count("step", step, 0)) % self._every == 0:
+        elif _checks.count("step", np.asarray(step), 0) % self._every == 0:
             emit()
 
     def close(self) -> None:

@@ -211,7 +211,7 @@ assert at_default > 0.05
 assert memory_drift[-1] < -0.05
 say(
     f"""The sum changes sign where the memory, $1 / (1 - \\beta_2)$, is about {enough:,.0f} steps:
-Adam's default, 0.999, goes the wrong way as well. A longer memory mends this instance and no more:
+Adam's default, 0.999, goes the wrong way as well. A longer memory fixes this instance and no more:
 by the paper's Theorem 2 there is another for *every* fixed pair $\\beta_1 < \\sqrt{{\\beta_2}}$."""
 )
 

@@ -360,7 +360,7 @@ at_constant[long_memory] = makers[long_memory]
 constant_rate = {name: outcome(make, shape=constant) for name, make in at_constant.items()}
 show(
     helpers.modes(falling_rate, constant_rate),
-    "Left, grad_averaging wants a tenfold rate and a warm-up, and amsgrad ends higher than the "
+    "Left, grad_averaging needs a tenfold rate and a warm-up, and amsgrad ends higher than the "
     "plain form. Right, at a constant rate amsgrad and a long memory end lower than it.",
 )
 

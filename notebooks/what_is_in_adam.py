@@ -219,15 +219,15 @@ say(
 #
 # For the gradient, $\mathrm E[z] = \nabla$ and $\mathrm E[z z^\top] = \nabla \nabla^\top + C$, with
 # $C$ the covariance of the noise. For the sign,
-# $\mathrm E[z_i] = \mathrm{sign}(\nabla_i) (2 \pi_i - 1)$, where
-# $\pi_i = \tfrac12 + \tfrac12 \mathrm{erf}(|\nabla_i| / (\sqrt 2 \sigma_i))$ is the
+# $\mathrm E[z_i] = \mathrm{sign}(\nabla_i) (2 P_i - 1)$, where
+# $P_i = \tfrac12 + \tfrac12 \mathrm{erf}(|\nabla_i| / (\sqrt 2 \sigma_i))$ is the
 # probability that the sign is right; $\mathrm E[z_i z_j]$ is 1 on the diagonal and
 # $\mathrm E[z_i] \mathrm E[z_j]$ elsewhere, if the noise of $i$ and $j$ is independent. Only curved
 # noise in a rotated bowl is not; there, a few thousand draws replace the formula. (The paper bounds
 # the denominator by $\sum_{ij} |q_{ij}|$, which is exact along the axes and needs no noise model,
 # but is far too large after a rotation.) The paper also derives the factors that bring a noisy
 # direction closest to the noiseless one: $\nabla_i^2 / (\nabla_i^2 + \sigma_i^2)$ for the gradient,
-# $2 \pi_i - 1$ for its sign. They would give the other two optimizers, if these knew the gradient
+# $2 P_i - 1$ for its sign. They would give the other two optimizers, if these knew the gradient
 # and its noise.
 #
 # **In the end.** Over random starts and noise, the iterate $x$ and the mean $m$ start as centred

@@ -1,7 +1,7 @@
 """What of a state is kept in low precision."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def keeping_of(dtype: Any, rounding: Any, exclude: Any) -> Keeping:
         raise ValueError(f"`rounding` must be 'nearest' or 'stochastic', got {rounding!r}.")
     if rounding == "stochastic" and dtype is not None:
         check_drawable("`dtype`", dtype)
-    is_sequence = isinstance(exclude, Iterable) and not isinstance(exclude, str)
+    is_sequence = isinstance(exclude, Collection) and not isinstance(exclude, str)
     if not is_sequence or not all(isinstance(name, str) for name in exclude):
         raise TypeError(
             f"`exclude` must be a sequence of names such as ('nu_max',), got {exclude!r}."

@@ -6,7 +6,7 @@ whole array, so that there are no keys to keep, and any number of devices rounds
 
 import functools
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,24 @@ import numpy as np
 
 from msvag_optax import _checks
 from msvag_optax._trees import slices
+from msvag_optax._trees.exportable import exportable
 
 GOLDEN = np.uint32(0x9E3779B9)  # 2**32 over the golden ratio: its multiples are spread evenly
 # Of float32: the bits of the fraction, what is not the sign, and infinity.
 FRACTION, MAGNITUDE, INFINITY = 23, 0x7FFFFFFF, 0x7F800000
+
+
+@exportable
+class RoundedState(NamedTuple):
+    """What stochastic rounding remembers.
+
+    Attributes:
+      draws: how many steps it has drawn for, int32; `count` is the name of an optimizer's.
+      inner_state: the state of what is inside.
+    """
+
+    draws: jax.Array
+    inner_state: Any
 
 
 def mix(x: jax.Array) -> jax.Array:

@@ -26,6 +26,15 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     """A transformation whose updates are to be added, and point downhill."""
 
 
+def wrapper_of(
+    inner: optax.GradientTransformation, init: Any, update: Any
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that wraps another, and is an optimizer if that one is."""
+    is_optimizer = isinstance(inner, Optimizer)
+    kind = Optimizer if is_optimizer else optax.GradientTransformationExtraArgs
+    return kind(init, update)
+
+
 @exportable
 class OwnCountState(NamedTuple):
     """What a piece on a schedule remembers where nobody gives it a count.

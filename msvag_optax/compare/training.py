@@ -114,19 +114,25 @@ def train(
       ValueError: if `measurements` is less than 1.
 
     A problem of your own says where to start, the loss of a step, which may draw a mini-batch with
-    its key, and what to measure (*Recipes* has the same with its data)::
+    its key, and what to measure:
 
-        def loss_of_mini_batch(params, step, key):
-            rows = jax.random.choice(key, len(x), (16,))
-            return loss_of(params, x[rows], y[rows])
-
-        own = Problem(
-            init=lambda key: params,
-            loss=loss_of_mini_batch,
-            metrics=lambda params: {"loss": loss_of(params, x, y)},
-        )
-        outcome = train(own, mo.msvag, rates=[0.01, 0.1, 1.0], steps=200, seeds=3, name="msvag")
-        print(format_table([outcome], [Metric("loss", "final loss")]))
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import msvag_optax as mo
+    >>> from msvag_optax.compare import train
+    >>> from msvag_optax.problems import Problem
+    >>> x = jax.random.normal(jax.random.key(0), (64, 3))
+    >>> y = x @ jnp.asarray([1.0, -2.0, 0.5])
+    >>> def loss_of(params, rows):
+    ...     return jnp.mean((x[rows] @ params - y[rows]) ** 2)
+    >>> own = Problem(
+    ...     init=lambda key: jnp.zeros(3),
+    ...     loss=lambda params, step, key: loss_of(params, jax.random.choice(key, 64, (16,))),
+    ...     metrics=lambda params: {"loss": loss_of(params, jnp.arange(64))},
+    ... )
+    >>> outcome = train(own, mo.msvag, rates=[0.001, 0.1], steps=100, seeds=2, name="msvag")
+    >>> print(outcome.rates[outcome.best("loss")])
+    0.1
     """
     if measurements < 1:
         raise ValueError(f"`measurements` must be an integer >= 1, got {measurements!r}.")

@@ -71,7 +71,8 @@ def warmup_linear_decay_schedule(
 
 _CLIP_BEFORE = (
     "BERT clips by the norm of all gradients. Set `max_grad_norm=None`, and clip before the "
-    "optimizer, by a norm that sums the squares of every piece over the devices."
+    "optimizer, by a norm that counts each element once: sum the squares of pieces over the "
+    "devices, and not those of what every device has whole."
 )
 
 

@@ -38,16 +38,16 @@ def optimizer(
     *,
     exclude_from_weight_decay: Selection = (),
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Makes an optimizer from any direction, as for every named optimizer of this library.
+    r"""Makes an optimizer from any direction; every named optimizer of this library is made by it.
 
     .. math::
         p_t = p_{t-1} - \eta_t \, (u_t + \lambda_t \, p_{t-1})
 
     where :math:`u_t` is what `direction` makes of the gradient, :math:`\eta_t` is `learning_rate`,
     :math:`\lambda_t` is `weight_decay` and :math:`p` a parameter. One count serves all that is on a
-    schedule, here and inside of the direction. Parameters and gradients may be in low precision, be
-    sharded, or be missing (see `dependable`). Where the direction is made of pieces, the
-    whole optimizer is one kernel a leaf.
+    schedule, here and inside of the direction. Parameters and gradients may be in low precision or
+    sharded, and gradients may be missing (see `dependable`). Where the direction is made of pieces,
+    the whole optimizer is one kernel a leaf.
 
     Args:
       direction: a piece, a transformation of optax's, or a `chain` of both. It points uphill, as a

@@ -19,7 +19,7 @@ from msvag_optax.wrappers.dependable import dependable
 
 def chain(
     *links: optax.GradientTransformation, **named_links: optax.GradientTransformation
-) -> Piece:
+) -> Piece | Optimizer:
     r"""Passes the updates from link to link, as `optax.chain` does, with one kernel a leaf.
 
     .. math::
@@ -56,9 +56,11 @@ def chain(
     for name, link in named.items():
         _checks.check_transformation(name, link)
         check_is_no_estimator(name, link)
-    return dependable(
+    chained = dependable(
         from_rule(_chained([rule_of(link) for link in named.values()], [*named_links]))
     )
+    has_optimizer = any(isinstance(link, Optimizer) for link in named.values())
+    return Optimizer(chained.init, chained.update) if has_optimizer else chained
 
 
 def check_is_no_estimator(name: str, link: Any) -> None:
@@ -131,7 +133,7 @@ class _Shared(NamedTuple):
     """What the leaves of a run share.
 
     Attributes:
-      update: what becomes of this leaf before the run; None if the run is the first.
+      update: what happens to this leaf before the run; None if the run is the first.
       by_link: what each link of the run shares.
     """
 

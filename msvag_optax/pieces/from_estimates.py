@@ -113,7 +113,8 @@ def _check_names(formula: Any, estimators: dict[str, Any]) -> None:
     try:
         signature.bind("gradient", **estimators)
     except TypeError as error:
-        hint = "" if {*signature.parameters} & {*estimators} else " Did you forget to call it?"
+        is_called = "gradient" in signature.parameters or {*signature.parameters} & {*estimators}
+        hint = "" if is_called else " Did you forget to call it?"
         raise TypeError(
             f"`formula` takes ({', '.join(signature.parameters)}), which does not fit a gradient "
             f"and estimates named {', '.join(estimators)}: {error}.{hint}"

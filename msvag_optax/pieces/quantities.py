@@ -1,8 +1,8 @@
 """Quantities: what an average averages, a function of the gradient of one leaf.
 
-Squares and sums that would overflow stop at the largest float, so that a finite gradient never
-makes an infinite average; an infinity or NaN in the gradient itself passes through, and is seen in
-the update.
+Squares and sums that would overflow stop at the largest float, or a few units in the last place
+below it, so that a finite gradient never makes an infinite average. An infinity or NaN in the
+gradient itself passes through, and is seen in the update.
 """
 
 import math
@@ -25,7 +25,7 @@ def square(gradient: jax.Array) -> jax.Array:
 
     Returns:
       A real, non-negative array of the same shape; a square that would overflow is the largest
-      float, to two ulp.
+      float but for a few units in its last place.
 
     >>> import jax.numpy as jnp
     >>> import msvag_optax as mo
@@ -36,7 +36,7 @@ def square(gradient: jax.Array) -> jax.Array:
     """
     if jnp.iscomplexobj(gradient):
         return arrays.saturate(absolute_square(gradient))
-    # XLA compiles this in three quarters of the time of a bound on the square.
+    # XLA would take longer to compile a bound on the square.
     limits = jnp.finfo(gradient.dtype)
     largest = math.sqrt(limits.max) * (1 - float(limits.eps))
     return jnp.square(jnp.clip(gradient, -largest, largest))

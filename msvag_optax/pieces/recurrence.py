@@ -49,8 +49,9 @@ def recurrence(
       An estimator whose estimate is the memory.
 
     Raises:
-      TypeError: if `step` is no function of a memory and a gradient, or `start` has anything but
-        real numbers; in `update`, if `step` returns another structure.
+      TypeError: if `step` is no function of a memory and a gradient, or `start` is empty or
+        has anything but real numbers and functions; in `update`, if `step` returns another
+        structure.
       ValueError: if `start` has a number that is not finite.
 
     >>> import jax.numpy as jnp
@@ -65,7 +66,9 @@ def recurrence(
     _checks.check_function("step", step, "of memory and gradient", "memory", "gradient")
     starts, structure = jax.tree.flatten(start)
     if not starts:
-        raise TypeError(f"`start` must be a number, a function or several such, got {start!r}.")
+        raise TypeError(
+            f"`start` must be a number, a function, or a tuple or dict of these, got {start!r}."
+        )
     begins = [_begin(one) for one in starts]
 
     def init(params: optax.Params) -> RecurrenceState:

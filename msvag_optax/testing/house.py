@@ -97,7 +97,7 @@ def check_takes_extra_arguments_itself(row: Row) -> None:
 
 
 def check_state_can_be_read(row: Row) -> None:
-    """One count serves all schedules."""
+    """`optax.tree.get` finds one count, with a schedule too, and the promised fields."""
     rates = (RATE, decreasing) if row.schedules else (RATE,)
     for state in (run_eagerly(row.build(rate)).state for rate in rates):
         if row.clock:

@@ -1,12 +1,12 @@
 """All checks on one optimizer, and what came of them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from msvag_optax.testing import contract, house, laws, meshes, wrappers
-from msvag_optax.testing.runs import NotRunError, Row
+from msvag_optax.testing.runs import CHOICES, NotRunError, Row
 
 Check = Callable[[Row], None]
 
@@ -82,7 +82,8 @@ def check(
       The report; `print` shows it, and `require()` raises unless all checks passed.
 
     Raises:
-      TypeError: if there is no such promise.
+      TypeError: if there is no such promise, or `build` is an optimizer and makes none.
+      ValueError: if `scale` or `reach` has another value than those of `Row`.
 
     >>> import optax
     >>> from msvag_optax import testing
@@ -90,6 +91,7 @@ def check(
     >>> "check_vmap" in report.passed
     True
     """
+    _check_promises(build, promises)
     if isinstance(build, functools.partial):
         name = name or build.func.__name__
     promises.setdefault("reach", "tree")  # the least that can be promised
@@ -105,6 +107,21 @@ def check(
         else:
             passed.append(one.__name__)
     return Report(row.name, tuple(passed), failed, not_run)
+
+
+def _check_promises(build: Any, promises: Mapping[str, Any]) -> None:
+    if not callable(build):
+        raise TypeError(
+            "`build` must make an optimizer from a learning rate, such as `optax.adam` and not "
+            f"`optax.adam(0.1)`, got {build!r}."
+        )
+    possible = Row._fields[2:]
+    for name, value in promises.items():
+        if name not in possible:
+            raise TypeError(f"There is no promise `{name}`; there are {', '.join(possible)}.")
+        allowed = CHOICES.get(name)
+        if allowed and value not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
 
 
 def _in_a_cell(text: str) -> str:

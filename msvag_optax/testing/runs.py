@@ -14,6 +14,13 @@ class NotRunError(Exception):
     """A check does not apply, or lacks what it needs; it says why."""
 
 
+# What a promise may be, where it is one of several.
+CHOICES = {
+    "scale": ("equivariant", "invariant", None),
+    "reach": ("element", "row", "leaf", "tree"),
+}
+
+
 class Row(NamedTuple):
     """An optimizer and what it promises.
 

@@ -8,6 +8,7 @@ import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch
+from msvag_optax._trees.rules import wrapper_of
 
 
 def skip_gradientless(
@@ -74,7 +75,7 @@ def skip_gradientless(
             new_state = _keep_where(missing, inner, state, new_state)
         return _restore(updates, new_updates, params), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapper_of(inner, init, update)
 
 
 def _update(

@@ -20,8 +20,8 @@ from msvag_optax._trees.keeping import (
     map_kept,
     narrow_init_of,
 )
-from msvag_optax._trees.rounding import Chances, array_number
-from msvag_optax._trees.rules import OwnCountState
+from msvag_optax._trees.rounding import Chances, RoundedState, array_number
+from msvag_optax._trees.rules import wrapper_of
 from msvag_optax._trees.slices import Slices
 from msvag_optax.wrappers.dependable import dependable
 from msvag_optax.wrappers.gradientless import skip_gradientless
@@ -190,7 +190,7 @@ def _nearest(
             new, state = inner.update(updates, wide, params, **extra_args)
             return _in_dtypes_of(updates, new, inner), map_kept(narrow, inner.init, state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapper_of(inner, init, update)
 
 
 def _by_chance(
@@ -198,15 +198,15 @@ def _by_chance(
 ) -> optax.GradientTransformationExtraArgs:
     narrow_init = narrow_init_of(keeping, chances, inner.init)
 
-    def init(params: optax.Params) -> OwnCountState:
-        return OwnCountState(jnp.zeros([], jnp.int32), narrow_init(params))
+    def init(params: optax.Params) -> RoundedState:
+        return RoundedState(jnp.zeros([], jnp.int32), narrow_init(params))
 
     def update(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, OwnCountState]:
+    ) -> tuple[optax.Updates, RoundedState]:
         like = updates if params is None else params
 
         def narrow(place: Located, name: str, param: Any) -> jax.Array:
@@ -215,16 +215,16 @@ def _by_chance(
             cut = chances.slices_of(name, arrays.shape_of(param))
             return keeping.draw(place, key, array_number(place.path), cut)
 
-        with mismatch.own_state(state, OwnCountState, init, like), arrays.standard_promotion():
-            key = chances.key_of_step(state.count)
+        with mismatch.own_state(state, RoundedState, init, like), arrays.standard_promotion():
+            key = chances.key_of_step(state.draws)
             wide = _widened(inner.init, state.inner_state)
             new, inner_state = inner.update(updates, wide, params, **extra_args)
             names = paths.path_names(like)
             inner_state = map_kept(narrow, inner.init, inner_state, names, like)
-        count = arrays.increment(state.count)
-        return _in_dtypes_of(updates, new, inner), OwnCountState(count, inner_state)
+        count = arrays.increment(state.draws)
+        return _in_dtypes_of(updates, new, inner), RoundedState(count, inner_state)
 
-    return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
+    return skip_gradientless(wrapper_of(inner, init, update))
 
 
 def _in_dtypes_of(gradients: optax.Updates, new: Any, inner: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from msvag_optax import _checks
+from msvag_optax._trees.rules import wrapper_of
 from msvag_optax.wrappers.gradientless import skip_gradientless
 
 
@@ -71,7 +72,7 @@ def lazy_rows(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         )
         return new_updates, jax.tree.map(_choose, seen_in_state, new_state, state)
 
-    return skip_gradientless(optax.GradientTransformationExtraArgs(inner.init, update))
+    return skip_gradientless(wrapper_of(inner, inner.init, update))
 
 
 def _rows_with_gradient(gradient: jax.Array) -> jax.Array:

@@ -11,12 +11,12 @@ from msvag_optax._trees import arrays, mismatch, paths
 from msvag_optax._trees.exportable import exportable
 from msvag_optax._trees.rounding import (
     Chances,
+    RoundedState,
     array_number,
-    check_drawable,
     draw,
     round_to_nearest,
 )
-from msvag_optax._trees.rules import OwnCountState
+from msvag_optax._trees.rules import wrapper_of
 from msvag_optax.wrappers.gradientless import skip_gradientless
 from msvag_optax.wrappers.precision import full_precision
 
@@ -78,14 +78,14 @@ def rounded_parameters(
     inner = full_precision(inner)
     chances = Chances(seed, specs)
 
-    def init(params: optax.Params) -> OwnCountState:
+    def init(params: optax.Params) -> RoundedState:
         _check_dtypes(params)
         paths.map_with_name(lambda name, p: chances.slices_of(name, arrays.shape_of(p)), params)
-        return OwnCountState(jnp.zeros([], jnp.int32), inner.init(params))
+        return RoundedState(jnp.zeros([], jnp.int32), inner.init(params))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, OwnCountState]:
+    ) -> tuple[optax.Updates, RoundedState]:
         params = _given(params)
 
         def move(name: str, param: jax.Array, step: jax.Array) -> jax.Array:
@@ -97,16 +97,16 @@ def rounded_parameters(
             new = draw(wide + arrays.widen(step), param.dtype, key, number, cut)
             return arrays.widen(new) - wide
 
-        own_state = mismatch.own_state(state, OwnCountState, init, params)
+        own_state = mismatch.own_state(state, RoundedState, init, params)
         with own_state, arrays.standard_promotion():
-            key = chances.key_of_step(state.count)
+            key = chances.key_of_step(state.draws)
             steps, inner_state = inner.update(
                 _widened(updates), state.inner_state, params, **extra_args
             )
             moves = jax.tree.map(move, paths.path_names(params), params, steps)
-        return moves, OwnCountState(arrays.increment(state.count), inner_state)
+        return moves, RoundedState(arrays.increment(state.draws), inner_state)
 
-    return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
+    return skip_gradientless(wrapper_of(inner, init, update))
 
 
 @exportable
@@ -192,7 +192,7 @@ def master_copy(inner: optax.GradientTransformation) -> optax.GradientTransforma
             moves = jax.tree.map(_move_to, params, copy, steps)
         return moves, MasterCopyState(copy, inner_state)
 
-    return skip_gradientless(optax.GradientTransformationExtraArgs(init, update))
+    return skip_gradientless(wrapper_of(inner, init, update))
 
 
 def _copy(name: str, param: Any) -> jax.Array:
@@ -222,8 +222,9 @@ def _widened(tree: Any) -> Any:
 
 def _check_dtypes(params: optax.Params) -> None:
     def check(name: str, param: Any) -> None:
-        if _is_low(param):
-            check_drawable(f"The dtype of {name!r}", arrays.dtype_of(param))
+        dtype = arrays.dtype_of(param)
+        if _is_low(param) and jnp.finfo(dtype).bits < 16:
+            raise ValueError(f"The dtype of {name!r} must have 16 bits or more, got {dtype}.")
 
     paths.map_with_name(check, params)
 

@@ -7,6 +7,7 @@ import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays, mismatch, paths
+from msvag_optax._trees.rules import wrapper_of
 
 
 def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -51,7 +52,7 @@ def full_precision(inner: optax.GradientTransformation) -> optax.GradientTransfo
             new_updates, state = inner.update(widen(updates), state, wide_params, **extra_args)
         return _narrow(new_updates, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapper_of(inner, init, update)
 
 
 def _narrow(updates: optax.Updates, gradients: optax.Updates) -> optax.Updates:

@@ -4,6 +4,7 @@ import optax
 
 from msvag_optax import _checks
 from msvag_optax._trees import arrays
+from msvag_optax._trees.rules import wrapper_of
 
 
 def shard_like_params(
@@ -38,4 +39,4 @@ def shard_like_params(
     def init(params: optax.Params) -> optax.OptState:
         return arrays.init_like_params(inner, params)
 
-    return optax.GradientTransformationExtraArgs(init, inner.update)
+    return wrapper_of(inner, init, inner.update)

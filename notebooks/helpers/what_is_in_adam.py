@@ -224,7 +224,7 @@ def _points(ax: Axes, theory: Mapping, measured: Mapping, *, filled: bool) -> No
             color=colour,
             markerfacecolor=colour if filled else "white",
             elinewidth=0.7,
-            label=label,
+            label=None if filled else label,  # The hollow ones name both.
         )
 
 
@@ -250,7 +250,8 @@ def theory_and_measurement(
     axes[0].set_xlabel("expected: improvement by the sign / by the gradient")
     axes[1].set_xlabel("expected: final loss by the gradient / by the sign")
     what = "hollow: no momentum; filled: momentum 0.9; bars: least to greatest of the seeds"
-    name_lines(axes, 3, title=what, fontsize=9)
+    name_lines(axes, 3, fontsize=9)
+    figure.supxlabel(what, fontsize=9)
     figure.suptitle("What the sign gains over the gradient")
     return figure
 

@@ -160,6 +160,10 @@ def test_an_optimizer_of_this_library_keeps_contract_and_house():
     testing.check(mo.msvag, house=True, scale="equivariant", reach="element").require()
 
 
-def test_a_promise_that_there_is_not_is_refused():
-    with pytest.raises(TypeError, match="speed"):
+def test_what_cannot_be_checked_is_refused():
+    with pytest.raises(TypeError, match="There is no promise `speed`; there are scale, reach, "):
         testing.check(mo.msvag, speed="high")
+    with pytest.raises(ValueError, match=r"`scale` must be one of .*, got 'linear'"):
+        testing.check(mo.msvag, scale="linear")
+    with pytest.raises(TypeError, match=r"`optax\.adam` and not `optax\.adam\(0\.1\)`, got "):
+        testing.check(optax.adam(0.1))  # type: ignore[arg-type]

@@ -83,7 +83,33 @@ def test_the_state_of_an_optimizer_is_no_state_of_nothing(params):
         mo.msvag(0.1).update(params, None, params)
 
 
-def test_an_optimizer_is_no_direction():
+def by_chance(tx):
+    return mo.kept_in(tx, jnp.bfloat16, "stochastic")
+
+
+WRAPPERS = {
+    "nothing": lambda tx: tx,
+    "chain": lambda tx: mo.chain(optax.clip(1.0), tx),
+    "dependable": mo.dependable,
+    "lazy_rows": mo.lazy_rows,
+    "kept_in": lambda tx: mo.kept_in(tx, jnp.bfloat16),
+    "kept_in by chance": by_chance,
+    "rounded_parameters": mo.rounded_parameters,
+    "master_copy": mo.master_copy,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_an_optimizer_is_no_direction(wrap):
     """Its updates point downhill; made steps of once more, they would go uphill without a word."""
     with pytest.raises(TypeError, match="`direction` must point uphill, and got an optimizer"):
-        mo.optimizer(mo.msvag(0.1), 0.1)
+        mo.optimizer(wrap(mo.msvag(0.1)), 0.1)
+
+
+@pytest.mark.parametrize("name", ["kept_in by chance", "rounded_parameters"])
+def test_what_draws_does_not_count(name):
+    """So that the one `count` of an optimizer is still found."""
+    params = jnp.ones(3, jnp.bfloat16)
+    tx = WRAPPERS[name](mo.msvag(0.1))
+    _, state = tx.update(params, tx.init(params), params)
+    assert optax.tree.get(state, "count") == state.draws == 1

@@ -342,6 +342,6 @@ def test_mismatched_shape_names_the_leaf():
 
 
 def test_a_correction_that_overflows_saturates():
-    average = mo.running_average(mo.exponential_from_zero(0.9), of=mo.square)
+    average = mo.running_average(mo.exponential_from_zero(0.9), of=mo.layer_square_norm())
     estimates, _ = run(mo.bias_corrected(average, 0.9), jnp.full((20, 3), 1e30))
     assert np.isfinite(estimates).all()

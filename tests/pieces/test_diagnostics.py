@@ -103,7 +103,7 @@ def test_read_from_flax_nnx():
 
 
 def test_moments_must_be_in_one_place():
-    with pytest.raises(ValueError, match="got a state that keeps them in 0"):
+    with pytest.raises(ValueError, match="got a state that keeps none"):
         mo.signal_to_noise(optax.adam(0.1).init(PARAMS))
     twice = optax.chain(mo.watch_moments(mo.arithmetic()), mo.msvag(0.1)).init(PARAMS)
     with pytest.raises(ValueError, match="got a state that keeps them in 2"):

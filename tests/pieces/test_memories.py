@@ -198,7 +198,7 @@ def test_recurrence_is_refused_where_it_cannot_run():
     with pytest.raises(TypeError, match="`start` must be a number"):
         mo.recurrence(lambda s, g: s, (0.0, "one"))
     for nothing in (None, ()):
-        with pytest.raises(TypeError, match="`start` must be a number, a function or several"):
+        with pytest.raises(TypeError, match="`start` must be a number, a function, or a tuple"):
             mo.recurrence(lambda memory, gradient: memory, nothing)
     with pytest.raises(TypeError, match="`start` must be a function of one parameter"):
         mo.recurrence(lambda s, g: s, lambda: 0.0)

@@ -477,7 +477,7 @@ def test_bad_arguments_are_refused_when_it_is_built():
         mo.watch_noise(mo.exponential(0.9), stacked="w")
     with pytest.raises(TypeError, match="`details` must be True or False"):
         mo.noise_scale(watched(), details="all")
-    with pytest.raises(ValueError, match=r"see `watch_noise`.*in 0"):
+    with pytest.raises(ValueError, match=r"see `watch_noise`.*keeps none"):
         mo.noise_scale(optax.adam(0.1).init(PARAMS))
 
 

@@ -109,7 +109,8 @@ def inline_faults(inline: Token, page: Path, text: str) -> Iterator[str]:
         if child.type == "html_inline" and (image := re.match(r"<img\b[^>]*>", child.content)):
             if not re.search(r'\balt="[^"]', image[0]):
                 yield f"an image without alt text: {child.content}"
-            yield from link_faults(re.findall(r'\bsrc="([^"]*)"', image[0])[0], page, text)
+            for source in re.findall(r'\ssrc="([^"]*)"', image[0]) or ["an image without src"]:
+                yield from link_faults(source, page, text)
         if child.type == "link_open":
             yield from link_faults(str(child.attrs["href"]), page, text)
 

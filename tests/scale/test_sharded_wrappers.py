@@ -1,4 +1,4 @@
-"""State is sharded like the parameters, whatever wraps an optimizer."""
+"""State is sharded like the parameters, whatever wraps the optimizer."""
 
 import jax
 import jax.numpy as jnp

@@ -390,6 +390,7 @@ def test_float64_is_rounded_too():
 
 UP: Any = "up"
 THREE: Any = 3
+GENERATOR: Any = (name for name in ["trace"])
 BAD = {
     "dtype": (lambda: by_chance(optax.trace(0.9), jnp.float32), "`dtype` must be bfloat16 or fl"),
     "rounding": (
@@ -419,6 +420,10 @@ BAD_TYPE = {
     "number": (
         lambda: mo.kept_in(optax.trace(0.9), jnp.bfloat16, exclude=THREE),
         r"`exclude` must be a sequence of names such as \('nu_max',\), got 3",
+    ),
+    "generator": (
+        lambda: mo.kept_in(optax.trace(0.9), jnp.bfloat16, exclude=GENERATOR),
+        "`exclude` must be a sequence of names",
     ),
     "specs": (
         lambda: by_chance(optax.trace(0.9), specs={"bias": "data"}),
