@@ -141,7 +141,7 @@ quality = {
 table(
     ["M-SVAG, batch 32", "source", "readings that found a noise scale", "median error"],
     [
-        [name, source, f"{found} of {count}", f"a factor of {error:.1f}"]
+        [name, source, f"{found} of {count}", f"a factor of {error:.1f}" if found else "none"]
         for (name, source), (found, count, error) in quality.items()
     ],
 )
