@@ -250,7 +250,7 @@ def theory_and_measurement(
     axes[0].set_xlabel("expected: improvement by the sign / by the gradient")
     axes[1].set_xlabel("expected: final loss by the gradient / by the sign")
     what = "hollow: no momentum; filled: momentum 0.9; bars: least to greatest of the seeds"
-    name_lines(axes, 3, fontsize=9)
+    name_lines(axes, 2, fontsize=8)
     figure.supxlabel(what, fontsize=9)
     figure.suptitle("What the sign gains over the gradient")
     return figure
@@ -301,5 +301,5 @@ def adaptation(
         ax.xaxis.set_minor_formatter(NullFormatter())
         _tick_gains(ax.yaxis, (0.8, 1, 1.5, 2, 3, 4))
         ax.set_ylim(0.75, 4.6)
-    name_lines(others, 2, fontsize=9)
+    name_lines(others, 1, fontsize=8)
     return figure
