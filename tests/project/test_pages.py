@@ -221,7 +221,7 @@ $$
     assert faults(text, ROOT / "README.md") == []
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_all_trees"])
+@pytest.mark.parametrize("name", ["cpu_newest", "cpu", "cpu_all_trees"])
 def test_a_kept_table_shows_the_kept_values(name):
     kept = ROOT / "benchmarks/results" / name
     found = benchmarks.from_json(json.loads(kept.with_suffix(".json").read_text()))
