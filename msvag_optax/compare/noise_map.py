@@ -84,9 +84,8 @@ def _draw(axes: "Axes", rows: dict[str, np.ndarray], steps: np.ndarray) -> "Quad
     colours = mpl.colormaps["viridis"].with_extremes(bad="#cccccc")
     middles = (steps[1:] + steps[:-1]) / 2
     ends = np.array([steps[0], *middles, steps[-1]]) if len(steps) > 1 else steps[0] + [-0.5, 0.5]
-    scale = (
-        LogNorm() if values.count() else LogNorm(0.1, 1.0)
-    )  # It finds no limits where all is grey.
+    # It finds no limits of its own where all is grey.
+    scale = LogNorm() if values.count() else LogNorm(0.1, 1.0)
     image = axes.pcolormesh(ends, np.arange(len(rows) + 1), values, cmap=colours, norm=scale)
     axes.set_yticks(np.arange(len(rows)) + 0.5, [*rows])
     axes.invert_yaxis()

@@ -35,7 +35,8 @@ def chain(
       **named_links: the same, by name: the names are the keys of their states.
 
     Returns:
-      A piece. Its state is a tuple of the links' states, or a dict of them where they are named.
+      A piece, or an optimizer if a link is one. Its state is a tuple of the links' states, or a
+      dict of them where they are named.
 
     Raises:
       TypeError: if there is no link, some are named and some are not, one is no gradient

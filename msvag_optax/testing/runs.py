@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import optax
@@ -14,11 +14,9 @@ class NotRunError(Exception):
     """A check does not apply, or lacks what it needs; it says why."""
 
 
-# What a promise may be, where it is one of several.
-CHOICES = {
-    "scale": ("equivariant", "invariant", None),
-    "reach": ("element", "row", "leaf", "tree"),
-}
+Scale = Literal["equivariant", "invariant", None]
+Reach = Literal["element", "row", "leaf", "tree"]
+CHOICES = {"scale": get_args(Scale), "reach": get_args(Reach)}
 
 
 class Row(NamedTuple):
@@ -42,8 +40,8 @@ class Row(NamedTuple):
 
     name: str
     build: Callable[..., Any]
-    scale: Literal["equivariant", "invariant"] | None = None
-    reach: Literal["element", "row", "leaf", "tree"] = "element"
+    scale: Scale = None
+    reach: Reach = "element"
     needs_params: bool = False
     schedules: bool = True
     clock: bool = True

@@ -221,8 +221,8 @@ def _by_chance(
             new, inner_state = inner.update(updates, wide, params, **extra_args)
             names = paths.path_names(like)
             inner_state = map_kept(narrow, inner.init, inner_state, names, like)
-        count = arrays.increment(state.draws)
-        return _in_dtypes_of(updates, new, inner), RoundedState(count, inner_state)
+        draws = arrays.increment(state.draws)
+        return _in_dtypes_of(updates, new, inner), RoundedState(draws, inner_state)
 
     return skip_gradientless(wrapper_of(inner, init, update))
 
